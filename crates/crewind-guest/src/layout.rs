@@ -1,0 +1,158 @@
+//! Where things are in the address space of a recorded process.
+//!
+//! The guest has everything below [`GUEST_END`] except the window [`RUNTIME_LOW`]`..`[`RUNTIME_LOW_END`]; the
+//! runtime has that window and everything above. The same addresses are used in every recording and replay.
+
+use std::ops::Range;
+
+/// Counts changes of the addresses below: a replay needs those of the recording.
+pub const VERSION: u32 = 2;
+
+/// Page size.
+pub const PAGE: u64 = 4096;
+
+/// Lowest address the guest may map (the usual `vm.mmap_min_addr`).
+pub const GUEST_START: u64 = 0x1_0000;
+/// Every guest address is below this line; the kernel places the runtime above it.
+pub const GUEST_END: u64 = 0x5000_0000_0000;
+/// End of the user address space as the kernel sees it; used for error numbers only.
+pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+
+/// The low window, where everything that holds code of ELF files goes: such a pc fits a sign-extended imm32.
+pub const LOW_START: u64 = GUEST_START;
+/// End of the low window.
+pub const LOW_END: u64 = 0x3f00_0000;
+/// Nothing is placed below this in the low window without being asked for: the usual places of non-PIE
+/// programs (4 MiB and a few hundred more) stay free for them.
+pub const LOW_PLACE_START: u64 = 0x1000_0000;
+
+/// First address of the low window that belongs to the runtime.
+pub const RUNTIME_LOW: u64 = 0x4000_0000;
+/// Its end.
+pub const RUNTIME_LOW_END: u64 = 0x7f00_0000;
+/// Look-up table of indirect transfers.
+pub const TABLE_START: u64 = 0x7000_0000;
+/// Bytes of the look-up table: 2^16 entries of 4 bytes.
+pub const TABLE_LEN: u64 = 0x4_0000;
+/// Code cache.
+pub const CACHE_START: u64 = 0x7010_0000;
+/// End of the code cache.
+pub const CACHE_END: u64 = RUNTIME_LOW_END;
+
+/// Where the runtime's part of the low window holds what belongs to one vcpu of a parallel process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VcpuArea {
+    /// Table of rights, 64 MiB and a page.
+    pub rights: u64,
+    /// Look-up table of indirect transfers.
+    pub table: u64,
+    /// Code cache.
+    pub cache: u64,
+    /// Its length in bytes.
+    pub cache_len: u64,
+    /// Look-up table of the cache beside it.
+    pub near_table: u64,
+    /// The cache that a replay has for the last stretch before events; it takes the last third of `cache`.
+    pub near: u64,
+}
+
+/// Areas of vcpus are of this size; eight of them end below 2 GiB, beside the tables of a serial process, whose
+/// cache is not used any more then.
+const VCPU_AREA: u64 = 0x0600_0000;
+
+/// The area of vcpu `n` (0 to 7).
+pub fn vcpu(n: usize) -> VcpuArea {
+    let base = RUNTIME_LOW + (n as u64) * VCPU_AREA;
+    let cache = base + 0x0420_0000;
+    VcpuArea {
+        rights: base,
+        table: base + 0x0410_0000,
+        cache,
+        cache_len: base + VCPU_AREA - cache,
+        near_table: base + 0x0418_0000,
+        near: base + 0x0560_0000,
+    }
+}
+
+/// Left free of placements: where AddressSanitizer wants its shadow.
+pub const ASAN_SHADOW: Range<u64> = 0x7fff_8000..0x1000_7fff_8000;
+
+/// Data mappings are handed out downwards from [`MMAP_END`] to here.
+pub const MMAP_START: u64 = 0x2000_0000_0000;
+/// End of the area of data mappings.
+pub const MMAP_END: u64 = 0x4000_0000_0000;
+/// The heap that `brk` moves starts here.
+///
+/// Tables of rights are indexed by the low half of an address, so the heap, the mappings below [`MMAP_END`], the stack
+/// and the low window lie in different parts of it.
+pub const BRK_START: u64 = 0x4000_8000_0000;
+/// `brk` never goes beyond.
+pub const BRK_LIMIT: u64 = 0x4800_0000_0000;
+/// First address above the main stack.
+pub const STACK_TOP: u64 = 0x4fff_7f00_0000;
+/// Largest main stack; it is mapped at once, so that an unlimited `RLIMIT_STACK` must end somewhere.
+pub const STACK_MAX: u64 = 1 << 30;
+/// Smallest main stack, so that arguments and a program's first frames always fit.
+pub const STACK_MIN: u64 = 256 << 10;
+/// Bytes the kernel keeps free below a mapping that grows down (`stack_guard_gap`).
+pub const STACK_GUARD_GAP: u64 = 256 * PAGE;
+
+/// Whether all of `addr..addr+len` may belong to the guest. An empty range is judged as if one byte long.
+pub fn is_guest(addr: u64, len: u64) -> bool {
+    let Some(end) = addr.checked_add(len.max(1)) else {
+        return false;
+    };
+    addr >= GUEST_START && end <= GUEST_END && (end <= RUNTIME_LOW || addr >= RUNTIME_LOW_END)
+}
+
+/// `addr` rounded down to a page boundary.
+pub fn page_down(addr: u64) -> u64 {
+    addr & !(PAGE - 1)
+}
+
+/// `addr` rounded up to a page boundary, `None` when that overflows.
+pub fn page_up(addr: u64) -> Option<u64> {
+    addr.checked_add(PAGE - 1).map(page_down)
+}
+
+/// `len` rounded up to whole pages, wrapping to 0 as in those system calls that do not check.
+pub fn page_up_wrapping(len: u64) -> u64 {
+    page_down(len.wrapping_add(PAGE - 1))
+}
+
+/// Whether `addr` is on a page boundary.
+pub fn page_aligned(addr: u64) -> bool {
+    addr & (PAGE - 1) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn areas_of_vcpus_lie_beside_everything_else() {
+        for n in 0..crate::par::MAX_VCPUS {
+            let a = vcpu(n);
+            assert!(a.rights + (64 << 20) + PAGE <= a.table);
+            assert!(a.table + (512 << 10) <= a.near_table);
+            assert!(a.near_table + (512 << 10) <= a.cache);
+            assert!(a.cache + (16 << 20) <= a.near && a.near + (8 << 20) <= a.cache + a.cache_len);
+            assert!(a.cache + a.cache_len <= TABLE_START);
+            assert!(!is_guest(a.rights, 1) && !is_guest(a.cache + a.cache_len - 1, 1));
+        }
+    }
+
+    #[test]
+    fn runtime_ranges_are_not_guest() {
+        assert!(is_guest(0x40_0000, 0x1000));
+        assert!(is_guest(0x3fff_f000, 0x1000));
+        assert!(!is_guest(0x3fff_f000, 0x1001));
+        assert!(!is_guest(CACHE_START, 1));
+        assert!(is_guest(RUNTIME_LOW_END, 1));
+        assert!(!is_guest(0x6000_0000, 0x4000_0000));
+        assert!(is_guest(GUEST_END - 1, 1));
+        assert!(!is_guest(GUEST_END - 1, 2));
+        assert!(!is_guest(u64::MAX, 2));
+        assert!(!is_guest(0, 8));
+    }
+}

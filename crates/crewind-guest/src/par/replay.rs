@@ -1,0 +1,483 @@
+//! Replaying threads in parallel: waiting for edges, and for one's turn in the order of events.
+//!
+//! Each thread publishes its clock whenever it leaves translated code, and the number of the event it has reached.
+//! Who waits for a clock asks the other thread to come out at its next tick, so nothing is paid for while nobody
+//! waits.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use super::lock::Backoff;
+use super::{Par, State};
+use crate::diag::Level;
+use crate::sched::{self, Wait};
+use crate::start::Failure;
+use crate::thread::Thread;
+use crewind_trace::event::{Edge, Event, Record, Stop, ThreadId};
+use crewind_x86::Exit;
+
+/// Where a thread of the replay is.
+#[derive(Default)]
+pub struct Published {
+    /// Its clock when it last left translated code; never ahead of it.
+    clock: AtomicU64,
+    /// The event whose position it has reached; all before are completed.
+    reached: AtomicU64,
+    ended: AtomicBool,
+    vcpu: AtomicU32,
+}
+
+impl Published {
+    fn has_left_behind(&self, e: &Edge) -> bool {
+        self.reached.load(Ordering::Acquire) >= e.event
+            || self.clock.load(Ordering::Acquire) > e.clock
+            || self.ended.load(Ordering::Acquire)
+    }
+}
+
+/// What has been reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Here {
+    /// The position; nothing of the instruction there is done.
+    Position,
+    /// What the instruction there brings about: a system call, a fault.
+    Event,
+}
+
+impl From<&Exit> for Here {
+    fn from(exit: &Exit) -> Here {
+        match exit {
+            Exit::Syscall { .. }
+            | Exit::Insn(_)
+            | Exit::Fault
+            | Exit::FetchFault { .. }
+            | Exit::Unsupported { .. } => Here::Event,
+            Exit::Tick
+            | Exit::EventSite
+            | Exit::Break
+            | Exit::Stepped
+            | Exit::Untranslated
+            | Exit::Check { .. } => Here::Position,
+        }
+    }
+}
+
+/// Moments on the way into an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// It is reached, and nobody knows yet: memory is as it was for the event.
+    Reached,
+    /// Others know, so it may wait for them.
+    Published,
+}
+
+/// All threads of the replay, those that ended too.
+#[derive(Default)]
+pub(super) struct Registry {
+    threads: RwLock<HashMap<ThreadId, Arc<Published>>>,
+    /// Threads that have not ended.
+    alive: AtomicUsize,
+    /// Those of them that wait for others, or will do nothing any more.
+    idle: AtomicUsize,
+    /// Counts what threads get done, to see that nothing moves.
+    progress: AtomicU64,
+}
+
+/// After so many rounds of waiting it is worth a line in the debug log.
+const LONG: u32 = 2000;
+
+/// So long nothing moves and everybody waits before a replay is given up. Waiting threads look again all the time, so
+/// this is only to be longer than the system may keep one from running.
+const STUCK: Duration = Duration::from_secs(3);
+
+impl Par {
+    /// Notes a new thread, before it runs.
+    pub(crate) fn register(&self, th: &mut Thread) {
+        let p = Arc::new(Published::default());
+        p.vcpu.store(u32::from(th.vcpu), Ordering::Relaxed);
+        p.clock.store(th.ctx().clock(), Ordering::Relaxed);
+        self.published
+            .threads
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(th.id, p.clone());
+        self.published.alive.fetch_add(1, Ordering::SeqCst);
+        th.published = Some(p);
+    }
+
+    /// The thread has completed its last event.
+    pub(crate) fn unregister(&self, th: &mut Thread) {
+        if let Some(p) = th.published.take() {
+            p.ended.store(true, Ordering::Release);
+            self.published.alive.fetch_sub(1, Ordering::SeqCst);
+            self.published.progress.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Publishes where the thread is: in front of its next event.
+    pub(super) fn publish(&self, th: &mut Thread, reached: bool) {
+        let clock = th.ctx().clock();
+        if let Some(p) = &th.published {
+            p.clock.store(clock, Ordering::Release);
+            if reached {
+                p.reached.store(th.completed + 1, Ordering::Release);
+            }
+            self.published.progress.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Lets the next event of the process go, when the thread is done with one.
+    pub(crate) fn finish_order(&self, th: &mut Thread) {
+        if let Some(k) = th.order.take() {
+            self.order.store(k, Ordering::Release);
+            self.order_word.fetch_add(1, Ordering::AcqRel);
+            super::lock::futex_wake(&self.order_word, u32::MAX >> 1);
+        }
+    }
+
+    /// Takes the records at the thread's position that say what it has to wait for, and waits. True: it is its turn in
+    /// the order of events, and the runtime lock is held. The thread stands outside translated code, is parked, and
+    /// holds no lock.
+    ///
+    /// `here` says whether the event itself has come, or only its position: what belongs to an event that the guest
+    /// brings about (`Stop::Comes`) is left for when it does. An instruction that faults has a right to wait for first,
+    /// and others wait for the access that then faults.
+    ///
+    /// `output` is called for what an event does before its place in the order: it wrote something out.
+    pub(crate) fn settle(
+        &self,
+        th: &mut Thread,
+        here: Here,
+        output: &mut dyn FnMut(&mut Thread, Moment),
+    ) -> bool {
+        loop {
+            let (clock, pc) = (th.ctx().clock(), th.ctx().rip);
+            let next = th.upcoming();
+            let Some(Record {
+                event:
+                    Event::Sync {
+                        order,
+                        vcpu,
+                        edges,
+                        stop,
+                    },
+                regs,
+                ..
+            }) = next.filter(|r| r.clock == clock && r.pc == pc)
+            else {
+                return false;
+            };
+            let (order, vcpu, edges) = (*order, *vcpu, edges.to_vec());
+            if here == Here::Position && *stop == Stop::Comes {
+                return false;
+            }
+            // 0: not known when it was logged.
+            let expected = (*stop == Stop::Find && *regs != 0).then_some(*regs);
+            if expected.is_some_and(|h| h != th.gpr_hash()) {
+                self.other_registers(th);
+            }
+            if order.is_some() {
+                output(th, Moment::Reached);
+            }
+            self.publish(th, true);
+            if order.is_some() {
+                output(th, Moment::Published);
+            }
+            for e in &edges {
+                self.wait_for(th, e);
+            }
+            if let Some(k) = order {
+                self.wait_order(th, k);
+            }
+            th.take();
+            if let Some(v) = vcpu {
+                self.move_to(th, usize::from(v));
+            }
+            if let Some(k) = order {
+                th.order = Some(k);
+                return true;
+            }
+        }
+    }
+
+    fn move_to(&self, th: &mut Thread, v: usize) {
+        let Some(slot) = self.slots.get(v) else {
+            crate::report::fail(
+                Failure::TraceEnd,
+                format_args!(
+                    "the trace is damaged: thread t{} runs on vcpu {v} of {}",
+                    th.id.0,
+                    self.slots.len()
+                ),
+            );
+        };
+        th.vcpu = v as u8;
+        th.cache = slot.cache_ptr(th.near);
+        if let Some(p) = &th.published {
+            p.vcpu.store(v as u32, Ordering::Release);
+        }
+    }
+
+    /// Whether a thread has left the point of an edge behind.
+    pub(crate) fn is_left_behind(&self, e: &Edge) -> bool {
+        self.published
+            .threads
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&e.thread)
+            .is_some_and(|p| p.has_left_behind(e))
+    }
+
+    /// Number of the last event in the order that is done.
+    pub(crate) fn events_done(&self) -> u64 {
+        self.order.load(Ordering::Acquire)
+    }
+
+    fn wait_for(&self, th: &mut Thread, e: &Edge) {
+        if sched::active() {
+            if sched::wait(Wait::Left(*e)).is_err() {
+                self.stuck(th, &format!("{e:?}"));
+            }
+            return;
+        }
+        let mut wait = Patience::new(self);
+        let mut target: Option<Arc<Published>> = None;
+        loop {
+            if target.is_none() {
+                target = self
+                    .published
+                    .threads
+                    .read()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .get(&e.thread)
+                    .cloned();
+            }
+            if let Some(p) = &target {
+                if p.has_left_behind(e) {
+                    break;
+                }
+                let v = p.vcpu.load(Ordering::Acquire) as usize;
+                if let Some(s) = self.slots.get(v)
+                    && (wait.rounds() % 64 == 8 || wait.naps())
+                    && s.state() == State::Running
+                {
+                    s.poke();
+                }
+            }
+            if wait.rounds() == LONG {
+                let at = target.as_ref().map(|p| {
+                    (
+                        p.clock.load(Ordering::Relaxed),
+                        p.reached.load(Ordering::Relaxed),
+                    )
+                });
+                crate::log!(
+                    Level::Debug,
+                    "t{} waits for {e:?}, which is at {at:?}",
+                    th.id.0
+                );
+            }
+            if wait.snooze(None) {
+                self.stuck(th, &format!("{e:?}"));
+            }
+        }
+        wait.done();
+    }
+
+    fn wait_order(&self, th: &mut Thread, k: u64) {
+        if sched::active() && sched::wait(Wait::Order(k)).is_err() {
+            let done = self.events_done();
+            self.stuck(
+                th,
+                &format!("event number {k} of the process, {done} are done"),
+            );
+        }
+        let mut wait = Patience::new(self);
+        loop {
+            let word = self.order_word.load(Ordering::Acquire);
+            let done = self.order.load(Ordering::Acquire);
+            if done + 1 == k {
+                break;
+            }
+            if done >= k {
+                crate::report::fail(
+                    Failure::TraceEnd,
+                    format_args!(
+                        "the trace is damaged: event number {k} of the process comes twice"
+                    ),
+                );
+            }
+            if wait.rounds() == LONG {
+                crate::log!(
+                    Level::Debug,
+                    "t{} waits for event {k} of the process, {done} are done",
+                    th.id.0
+                );
+            }
+            if wait.snooze(Some((&self.order_word, word))) {
+                self.stuck(
+                    th,
+                    &format!("event number {k} of the process, {done} are done"),
+                );
+            }
+        }
+        wait.done();
+        self.runtime.lock();
+    }
+
+    /// The thread will do nothing any more, but has not ended.
+    pub(crate) fn idle_for_ever(&self, th: &mut Thread) -> ! {
+        self.publish(th, true);
+        if sched::active() {
+            let sched::Stuck = sched::wait_for_ever();
+            self.stuck(th, "nothing more");
+        }
+        self.published.idle.fetch_add(1, Ordering::SeqCst);
+        let r = &self.published;
+        let mut quiet: Option<(Instant, u64)> = None;
+        loop {
+            std::thread::sleep(Duration::from_millis(100));
+            let now = r.progress.load(Ordering::SeqCst);
+            if r.idle.load(Ordering::SeqCst) < r.alive.load(Ordering::SeqCst) {
+                quiet = None;
+                continue;
+            }
+            match quiet {
+                Some((since, seen)) if seen == now => {
+                    if since.elapsed() > STUCK {
+                        self.stuck(th, "nothing more");
+                    }
+                }
+                _ => quiet = Some((Instant::now(), now)),
+            }
+        }
+    }
+
+    fn other_registers(&self, th: &mut Thread) -> ! {
+        let next = th.upcoming().map(crate::diverge::brief).unwrap_or_default();
+        let recent = th.recent().join("\n    ");
+        let ctx = th.ctx();
+        let (clock, rip, gpr) = (ctx.clock(), ctx.rip, ctx.gpr);
+        crate::report::fail(
+            Failure::Divergence,
+            format_args!(
+                "the replay diverged from the recording\n  thread:   t{}\n  position: clock {clock}, pc {rip:#x}\n  expected: {next}\n  found:    the same position with other registers\n  registers: rax,rcx,rdx,rbx,rsp,rbp,rsi,rdi,r8-15 {gpr:x?}\n  the events before, oldest first:\n    {recent}\nThis is a mistake of crewind's, or the trace was recorded on another kind of cpu (crewind info shows it). Nothing after this point can be trusted. Please report it with the trace.",
+                th.id.0
+            ),
+        )
+    }
+
+    /// Nobody goes on any more: the trace was cut there, or crewind is wrong.
+    fn stuck(&self, th: &mut Thread, what: &str) -> ! {
+        let clock = th.ctx().clock();
+        crate::log!(
+            Level::Debug,
+            "t{} at clock {clock} waits for {what}, and no thread goes on",
+            th.id.0
+        );
+        th.log_is_over(self.complete, &self.trace)
+    }
+}
+
+/// Waiting of one thread for others, counted so that it shows when all wait.
+struct Patience<'a> {
+    par: &'a Par,
+    wait: Backoff,
+    counted: bool,
+    quiet: Option<(Instant, u64)>,
+    /// Nanoseconds.
+    nap: i64,
+}
+
+/// Rounds of spinning and yielding before a waiting thread sleeps between looks: some 100 us on an idle machine. Threads
+/// that wait for each other's next access are served within the first few.
+const AWAKE: u32 = 400;
+/// Nanoseconds.
+const FIRST_NAP: i64 = 20_000;
+/// With thousands of threads that wait for their start, looking must not be what keeps the processors busy. Nanoseconds.
+const LONGEST_NAP: i64 = 1_000_000;
+
+impl<'a> Patience<'a> {
+    fn new(par: &'a Par) -> Self {
+        Patience {
+            par,
+            wait: Backoff::default(),
+            counted: false,
+            quiet: None,
+            nap: FIRST_NAP,
+        }
+    }
+
+    /// Whether it sleeps between looks by now.
+    fn naps(&self) -> bool {
+        self.wait.rounds() >= AWAKE
+    }
+
+    fn rounds(&self) -> u32 {
+        self.wait.rounds()
+    }
+
+    /// Waits a little, or until a word has another value than this; true when it is no use.
+    fn snooze(&mut self, on: Option<(&AtomicU32, u32)>) -> bool {
+        if !self.naps() {
+            self.wait.snooze();
+            return false;
+        }
+        self.wait.count();
+        let nothing = AtomicU32::new(0);
+        let (word, value) = on.unwrap_or((&nothing, 0));
+        super::lock::futex_wait(word, value, Some(self.nap));
+        self.nap = (2 * self.nap).min(LONGEST_NAP);
+        let r = &self.par.published;
+        if !self.counted {
+            self.counted = true;
+            r.idle.fetch_add(1, Ordering::SeqCst);
+        }
+        let now = r.progress.load(Ordering::SeqCst);
+        if r.idle.load(Ordering::SeqCst) < r.alive.load(Ordering::SeqCst) {
+            self.quiet = None;
+            return false;
+        }
+        match self.quiet {
+            Some((since, seen)) if seen == now => since.elapsed() > STUCK,
+            _ => {
+                self.quiet = Some((Instant::now(), now));
+                false
+            }
+        }
+    }
+
+    fn done(&mut self) {
+        if self.counted {
+            self.counted = false;
+            self.par.published.idle.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Drop for Patience<'_> {
+    fn drop(&mut self) {
+        self.done();
+    }
+}
+
+impl Thread {
+    /// Replaying: where the guest has to be stopped for the next record, if it does not come there by itself.
+    pub(crate) fn stop_site(&self) -> Option<(u64, u64)> {
+        match self.upcoming() {
+            Some(Record {
+                clock,
+                pc,
+                event:
+                    Event::Sync {
+                        stop: Stop::Find, ..
+                    }
+                    | Event::Shared { .. },
+                ..
+            }) => Some((*clock, *pc)),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Programs whose threads race, in each way to record: guests that each try one thing, and random ones.
+//!
+//! `scripts/stress` runs the same many more times.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use crewind_racegen::Options;
+
+use crate::harness::{CREWIND, Case, Place, build, guest, guest_sources, run, scratch, show, skip};
+
+/// Numbers of threads that the par_ guests run with.
+const THREADS: [&str; 2] = ["2", "4"];
+/// Programs in one recording: most of the time of a short one is its start and end.
+const BATCH: u64 = 10;
+/// Tests that share the random programs, so that they run on several cores.
+const SHARES: u64 = 4;
+
+macro_rules! parallel {
+    (threads from the argument: $($argument:ident)*; fixed: $($fixed:ident)*) => {
+        $(
+            #[test]
+            fn $argument() {
+                for threads in THREADS {
+                    let name = stringify!($argument);
+                    guest(name).arg(threads).named(&format!("{name}-{threads}")).run_in_modes(1);
+                }
+            }
+        )*
+        $(
+            #[test]
+            fn $fixed() {
+                let name = stringify!($fixed);
+                guest(name).named(&format!("{name}-modes")).run_in_modes(1);
+            }
+        )*
+        /// Guests that only run here.
+        pub const GUESTS: &[&str] = &[$(stringify!($argument)),*];
+    };
+}
+
+parallel! {
+    threads from the argument:
+    par_counter par_store_buffer par_message_passing par_iriw par_dekker par_seqlock
+    par_spin_lock par_ticket_lock par_lock_free par_read_mostly par_false_sharing par_unaligned par_atomics par_rep
+    par_pipes par_condvar par_barrier par_futex par_fork par_spawn par_map par_signals par_cancel par_short_threads
+    par_tls par_syscalls par_ends par_jit par_exceptions par_malloc par_output par_openmp par_private;
+    fixed:
+    thread_basic thread_sync thread_races thread_cancel thread_processes thread_many thread_memory thread_cxx
+}
+
+/// Records a guest with two threads in the mode that goes over from keys to checks, replays it twice, and returns how
+/// often it did so; None: the machine has no keys.
+fn recorded_adaptively(name: &str, rounds: &str) -> Option<u64> {
+    let modes = crate::modes::all();
+    let mode = modes.iter().find(|m| m.name == "adaptive").expect("listed");
+    if let Some(missing) = mode.missing() {
+        skip(&format!("{name}-adaptive"), missing);
+        return None;
+    }
+    let source = guest_sources().join(format!("{name}.c"));
+    let program = build(&source, &["-lpthread".into()], "");
+    let place = Place::new(&format!("{name}-adaptive"));
+    let limit = std::time::Duration::from_secs(60);
+    let crewind = |words: &[&str]| {
+        let words: Vec<&str> = std::iter::once(CREWIND)
+            .chain(words.iter().copied())
+            .collect();
+        let output = run(place.command(&words, &place.work, &[]), b"", limit)
+            .unwrap_or_else(|e| panic!("{e}\n{}", place.hint()));
+        assert!(output.status.success(), "{}{}", show(&output), place.hint());
+        output
+    };
+    let program = program.to_str().expect("paths are UTF-8");
+    let options: Vec<String> = mode.options(2).collect();
+    let mut words = vec!["record", "--checksum"];
+    words.extend(options.iter().map(String::as_str));
+    words.extend(["--", program, "2", rounds]);
+    let recorded = crewind(&words);
+    for _ in 0..2 {
+        let replayed = crewind(&["replay"]);
+        assert_eq!(replayed.stdout, recorded.stdout, "{}", place.hint());
+    }
+    let info: serde_json::Value =
+        serde_json::from_slice(&crewind(&["info", "--json"]).stdout).expect("JSON");
+    let taken = &info["sharing"]["taken-by-writes"];
+    assert!(taken.as_u64() > Some(0), "threads shared nothing: {info}");
+    let switches = info["sharing"]["mode-switches"].as_u64().unwrap_or(0);
+    place.clear();
+    Some(switches)
+}
+
+#[test]
+fn a_process_that_shares_much_goes_over_from_keys_to_checks() {
+    if let Some(switches) = recorded_adaptively("par_barrier", "3000") {
+        assert_eq!(switches, 1);
+    }
+}
+
+#[test]
+fn a_process_that_shares_little_stays_with_keys() {
+    if let Some(switches) = recorded_adaptively("par_private", "40") {
+        assert_eq!(switches, 0);
+    }
+}
+
+/// How many random programs all tests run together, and the seed.
+fn random_options() -> Options {
+    let number = |name: &str, default| {
+        let text = std::env::var(name).ok();
+        text.map_or(default, |t| t.parse().expect("it is a number"))
+    };
+    Options {
+        seed: number("CREWIND_RANDOM_SEED", 1),
+        programs: number("CREWIND_RANDOM_PROGRAMS", 160),
+        ..Options::default()
+    }
+}
+
+fn random_executable(options: &Options) -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT
+        .get_or_init(|| {
+            let directory = scratch().join("random");
+            std::fs::create_dir_all(&directory).expect("the scratch directory can be written");
+            // Tests are processes of their own; each builds, and needs, its own.
+            let path = directory.join(format!("random.{}", std::process::id()));
+            crewind_racegen::build(options, &path).expect("gcc takes what was generated");
+            path
+        })
+        .clone()
+}
+
+/// Records and replays every `SHARES`th batch.
+fn random_share(share: u64) {
+    let options = random_options();
+    let program = random_executable(&options);
+    let path = program.to_str().expect("paths are UTF-8");
+    for batch in (share..options.programs.div_ceil(BATCH)).step_by(SHARES as usize) {
+        let first = batch * BATCH;
+        let count = BATCH.min(options.programs - first);
+        let name = format!("random-{}-{first}", options.seed);
+        Case::new(&name, &[path, &first.to_string(), &count.to_string()])
+            .varies()
+            .run_in_modes(1);
+    }
+    // Kept after a failure.
+    for extension in ["", ".c", ".s"] {
+        let _ = std::fs::remove_file(format!("{path}{extension}"));
+    }
+}
+
+#[test]
+fn random_programs_0() {
+    random_share(0);
+}
+
+#[test]
+fn random_programs_1() {
+    random_share(1);
+}
+
+#[test]
+fn random_programs_2() {
+    random_share(2);
+}
+
+#[test]
+fn random_programs_3() {
+    random_share(3);
+}
