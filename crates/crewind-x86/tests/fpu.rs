@@ -63,10 +63,14 @@ fn random_state(r: &mut Rng) -> State {
     s.gpr[4] = STACK_TOP - 8192;
     s.gpr[15] = DATA + 1024;
     // Not what only the host has: it saves protection keys, and a guest has none.
-    let host_only = host_xcr0() & !cpuid::guest_xcr0();
-    s.gpr[0] = r.pick(&[7, 0xff, 0xe7, 3, 1, 2, 4, 5, 0xe0, u64::MAX, r.0 & 0xff]) & !host_only;
-    s.gpr[2] = r.pick(&[0, u64::MAX]);
+    s.gpr[0] = r.pick(&[7, 0xff, 0xe7, 3, 1, 2, 4, 5, 0xe0, u64::MAX, r.0 & 0xff]) & !host_only();
+    s.gpr[2] = r.pick(&[0, u64::MAX]) & !(host_only() >> 32);
     s
+}
+
+/// State components that a guest has not.
+fn host_only() -> u64 {
+    host_xcr0() & !cpuid::guest_xcr0()
 }
 
 /// State components that the host's system has enabled.
@@ -120,6 +124,15 @@ fn compare(name: &str, emit: Emit, image: impl Fn(&mut Rng, &mut [u8]), ignore: 
             got_end.is_err(),
             "{name} case {case}: {end:?} {got_end:?}"
         );
+        let mut want = want;
+        if got_end.is_err() {
+            // A restore that faults, for reserved bits in MXCSR say, has loaded some registers before on some processors (Intel's
+            // of 2023) and none on others (AMD's of 2021). Here it leaves all as they were.
+            if let Some(d) = init.difference(&got, !0) {
+                panic!("{name} case {case}: changed before a fault: {d}");
+            }
+            (want.zmm, want.k, want.fx) = (got.zmm, got.k, got.fx);
+        }
         if let Some(d) = want.difference(&got, !0) {
             panic!("{name} case {case} rax {:#x}: {d}", init.gpr[0]);
         }
@@ -164,7 +177,11 @@ fn good_image(r: &mut Rng, b: &mut [u8], compact: bool) {
         b[520..528].copy_from_slice(&(layout | 1 << 63).to_le_bytes());
     }
     if r.one_in(20) {
-        b[(512 + r.below(64)) as usize] ^= 1 << r.below(8);
+        let bit = r.below(512);
+        // A component that only the host has would be loaded natively.
+        if host_only() >> (bit % 64) & 1 == 0 || bit >= 128 {
+            b[(512 + bit / 8) as usize] ^= 1 << (bit % 8);
+        }
     }
     if r.one_in(20) {
         b[27] = 1;
