@@ -11,6 +11,7 @@
 //!
 //! - [`Class`]: the rights of all vcpus to a granule. [`Claim`]: what one vcpu's wish makes of them.
 //! - [`Pages`]: edges that are kept with pages of granules, and how far a claim reaches.
+//! - [`Wish`]: how a granule that is fought over is best taken, and when it is best given back.
 //! - [`Streams`]: which way a thread goes through memory, and so how much more it will want.
 //! - [`Point`]: what lies behind all that a thread did with the rights that are taken from it.
 //! - [`Known`]: what a thread waits for already, so that it need not be logged.
@@ -35,6 +36,9 @@
 //! find it with the page. So does whoever writes, and a reader that has the granule for itself, and so may
 //! write to it without asking: that one takes the edges of lost readers as well ([`Pages::joined`]).
 //!
+//! *A right is given back unasked*, at any time at which its vcpu's thread is out of translated code: all of it, or the
+//! right to write. The position stays with the page, as that of a writer that became a reader: nobody else has it.
+//!
 //! *On one vcpu* x and y are ordered by hand-overs of the vcpu: the taker has the last holder's point.
 //!
 //! *The reduction* drops an edge only if the thread waits for the same point or a later one already. Both components
@@ -46,11 +50,13 @@ mod claim;
 mod edges;
 #[cfg(test)]
 mod model;
+mod nature;
 mod page;
 mod streams;
 
 pub use claim::{Claim, Class, NONE, READ, WRITE};
 pub use edges::{Known, Point};
+pub use nature::{Later, Wish};
 pub use page::{PAGE, Pages};
 pub use streams::Streams;
 
@@ -64,6 +70,8 @@ pub(crate) enum Mutant {
     LostForgotten,
     /// A writer that became a reader is known to who took its right only.
     WriterForgotten,
+    /// Who gives a right back unasked is forgotten.
+    GivenBackForgotten,
     /// A reader alone with a granule may write to it, and does not take the edges of readers that lost it.
     AloneWithoutReaders,
     /// A new holder of a vcpu does not take the last one's point.

@@ -7,7 +7,8 @@ use crewind_trace::event::Edge;
 
 #[cfg(test)]
 use crate::Mutant;
-use crate::claim::{Claim, WRITE};
+use crate::claim::{Claim, Class, WRITE};
+use crate::nature::{Later, Nature, Wish};
 
 /// Granules of a page. Edges are kept by page and never forgotten: too many are right too, and mostly known.
 pub const PAGE: u32 = 64;
@@ -51,6 +52,8 @@ struct Page {
     at: u64,
     /// The vcpu that took it then.
     by: usize,
+    /// Of its granules, once it was fought over.
+    natures: Option<Box<[Nature; PAGE as usize]>>,
 }
 
 /// All pages. A granule that nobody has a right to was never touched, or its pages are new, or a claim to it failed
@@ -133,10 +136,51 @@ impl Pages {
         }
     }
 
-    /// A thread that may have written gave its right to a run up by itself, at `at`.
-    pub fn given_back(&mut self, run: (u32, u32), at: Edge) {
+    /// A thread that may have written gave its right to a run up by itself, or goes on as a reader, at `at`; it has come
+    /// to wait for edges that it has not logged.
+    pub fn given_back(&mut self, run: (u32, u32), at: Edge, not_logged: &[Edge]) {
+        #[cfg(test)]
+        if self.mutant == Some(Mutant::GivenBackForgotten) {
+            return;
+        }
         for page in pages_of(run) {
-            keep(&mut self.pages.entry(page).or_default().writers, at);
+            let writers = &mut self.pages.entry(page).or_default().writers;
+            keep(writers, at);
+            not_logged.iter().for_each(|e| keep(writers, *e));
+        }
+    }
+
+    /// How vcpu `me` is to claim a granule whose rights are `class`, if it is fought over: by itself, without others around
+    /// it. `now` is in cycles.
+    pub fn wish(
+        &mut self,
+        i: u32,
+        class: Class,
+        vcpus: usize,
+        me: usize,
+        write: bool,
+        now: u64,
+    ) -> Option<Wish> {
+        let page = self.pages.get_mut(&(i / PAGE))?;
+        if !page.is_fought_over(now) {
+            return None;
+        }
+        let natures = page
+            .natures
+            .get_or_insert_with(|| Box::new([Nature::default(); PAGE as usize]));
+        let nature = natures.get_mut((i % PAGE) as usize)?;
+        Some(nature.wish(class, vcpus, me, write, now))
+    }
+
+    /// Vcpu `me` does what was said about a granule. Tell `given_back` as well.
+    pub fn does(&mut self, i: u32, me: usize, later: Later) {
+        let natures = self
+            .pages
+            .get_mut(&(i / PAGE))
+            .and_then(|p| p.natures.as_mut());
+        let nature = natures.and_then(|n| n.get_mut((i % PAGE) as usize));
+        if let Some(nature) = nature.filter(|_| later == Later::GiveUp) {
+            nature.given_up(me);
         }
     }
 
@@ -180,11 +224,15 @@ impl Pages {
 
     fn is_fought_over(&self, i: u32, now: u64) -> bool {
         let page = self.pages.get(&(i / PAGE));
-        page.is_some_and(|p| p.heat >= HOT && now.wrapping_sub(p.at) < COOL)
+        page.is_some_and(|p| p.is_fought_over(now))
     }
 }
 
 impl Page {
+    fn is_fought_over(&self, now: u64) -> bool {
+        self.heat >= HOT && now.wrapping_sub(self.at) < COOL
+    }
+
     fn changed_hands(&mut self, to: usize, now: u64) {
         if now.wrapping_sub(self.at) >= COOL {
             self.heat = 0;

@@ -113,12 +113,10 @@ pub struct Thread {
     pub(crate) ranges: Vec<CheckedRange>,
     /// As above.
     pub(crate) wants: Vec<crate::par::rights::Want>,
-    /// The granule last asked for, and when: to see a fight over it.
-    pub(crate) last_want: u32,
-    /// Cycles.
-    pub(crate) last_want_at: u64,
     /// Runs of memory that it took lately.
     pub(crate) streams: crewind_crew::Streams,
+    /// What it gives back before somebody asks.
+    pub(crate) later: crate::par::rights::GivesBack,
 }
 
 impl Thread {
@@ -162,9 +160,8 @@ impl Thread {
             shown: false,
             ranges: Vec::new(),
             wants: Vec::new(),
-            last_want: 0,
-            last_want_at: 0,
             streams: crewind_crew::Streams::default(),
+            later: crate::par::rights::GivesBack::default(),
         })
     }
 

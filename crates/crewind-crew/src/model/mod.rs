@@ -25,8 +25,9 @@ pub(super) enum Insn {
     Tick,
     /// Gives its vcpu up and takes one again.
     Yield,
-    /// An access that faults: the thread gives its right back.
-    Fault(u32),
+    /// The thread gives its right to a granule back unasked: all of it (false), or that to write (true). As at an access
+    /// that faults, or some time after a claim.
+    GiveBack(u32, bool),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +71,8 @@ enum Phase {
     WaitsFor(usize),
     /// Gave up, parked outside translated code.
     Stopped,
-    /// Busy: gives a right back.
-    Faulted(u32),
+    /// Gives a right back: the granule, and whether it goes on as a reader.
+    GivesBack(u32, bool),
     Over,
 }
 
@@ -246,15 +247,18 @@ impl World {
                 true
             }
             Phase::Claiming(work) => self.claim(t, work),
-            Phase::Faulted(granule) => {
+            Phase::GivesBack(granule, reads) => {
                 if self.crew_lock.is_some() {
                     return false;
                 }
                 let class = self.classes[granule as usize];
-                if class.right(v) != NONE {
+                let right = class.right(v);
+                if if reads { right == WRITE } else { right != NONE } {
                     let run = (granule, granule + 1);
-                    self.pages.given_back(run, self.here(t));
-                    self.classes[granule as usize] = class.with(v, NONE);
+                    let waits_for = &self.guests[t].edges;
+                    self.pages.given_back(run, self.here(t), waits_for);
+                    let left = if reads { READ } else { NONE };
+                    self.classes[granule as usize] = class.with(v, left);
                 }
                 self.guests[t].pc += 1;
                 self.guests[t].phase = Phase::Log;
@@ -286,9 +290,9 @@ impl World {
                 self.slots[v].owner = None;
                 self.guests[t].phase = Phase::NoVcpu;
             }
-            Insn::Fault(granule) => {
+            Insn::GiveBack(granule, reads) => {
                 self.leave(t);
-                self.guests[t].phase = Phase::Faulted(*granule);
+                self.guests[t].phase = Phase::GivesBack(*granule, *reads);
             }
             Insn::Access(list) => {
                 if list.iter().any(|w| self.lacks(v, *w)) {

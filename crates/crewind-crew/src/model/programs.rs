@@ -19,7 +19,7 @@ fn random_program(random: &mut Random, threads: usize, granules: u64) -> Vec<Vec
     let insn = |random: &mut Random| match random.below(9) {
         0 | 1 => TICK,
         2 => Insn::Yield,
-        3 => Insn::Fault(random.below(granules) as u32),
+        3 => Insn::GiveBack(random.below(granules) as u32, random.below(2) == 0),
         4 | 5 => {
             let g = random.below(granules);
             let other = random.below(granules);
@@ -87,6 +87,23 @@ fn small_programs_in_all_interleavings() {
             3,
         ),
         (
+            "a writer that steps down",
+            vec![
+                vec![w(0), Insn::GiveBack(0, true), TICK, r(0)],
+                vec![r(0), w(0)],
+                vec![r(0)],
+            ],
+            3,
+        ),
+        (
+            "what is given up is taken by whoever comes",
+            vec![
+                vec![w(0), Insn::GiveBack(0, false), TICK, w(0)],
+                vec![w(0), TICK, Insn::GiveBack(0, false)],
+            ],
+            2,
+        ),
+        (
             "a writer among readers",
             vec![vec![r(0), TICK], vec![r(0)], vec![w(0)]],
             3,
@@ -116,6 +133,7 @@ fn every_wrong_protocol_is_found() {
         Mutant::PointWithoutEdges,
         Mutant::LostForgotten,
         Mutant::WriterForgotten,
+        Mutant::GivenBackForgotten,
         Mutant::AloneWithoutReaders,
         Mutant::VcpuWithoutPoint,
         Mutant::WritersBesideReaders,

@@ -96,6 +96,19 @@ const POSTED: u32 = 1;
 const ANSWERING: u32 = 2;
 const ANSWERED: u32 = 3;
 
+/// Something that all vcpus write to, in cache lines of its own: what lies beside it and is mostly read would be
+/// taken from all others each time.
+#[derive(Default)]
+#[repr(align(128))]
+struct Apart<T>(T);
+
+impl<T> std::ops::Deref for Apart<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
 /// A vcpu.
 #[repr(align(128))]
 pub struct Slot {
@@ -120,6 +133,10 @@ pub struct Slot {
     rights: rights::Table,
     /// With keys: what it may touch. All else is closed to it.
     pkru: u32,
+    /// What its thread has counted for people. Written by the vcpu's holder only.
+    tally: Tally,
+    /// What it has taken lately. Likewise.
+    burst: rights::Burst,
 }
 
 // SAFETY: `cache` is used by the vcpu's holder, and by a thread that has stopped the world; `spot` and the cells of a
@@ -135,20 +152,20 @@ pub struct Par {
     trace: std::path::PathBuf,
     slots: Vec<Slot>,
     /// The runtime lock.
-    runtime: Lock,
+    runtime: Apart<Lock>,
     /// Non-zero while somebody stops the world: threads do not enter guest code.
     stop: AtomicU32,
     /// How often the world was stopped by an event.
     epoch: AtomicU64,
     /// Recording: number of the last event. Replaying: of the last event that is done.
-    order: AtomicU64,
+    order: Apart<AtomicU64>,
     order_word: AtomicU32,
     /// Threads that wait for a vcpu.
     waiting: AtomicU32,
-    free_word: AtomicU32,
+    free_word: Apart<AtomicU32>,
     /// Vcpus that are used: all, but those a recording of a part has.
     most: AtomicUsize,
-    crew: rights::Crew,
+    crew: Apart<rights::Crew>,
     /// log2 of the bytes that an entry of the tables of rights stands for.
     shift: AtomicU32,
     /// Keys that enforce the tables; None: translated code looks into them.
@@ -243,6 +260,8 @@ impl Par {
                 pokes,
                 rights: table,
                 pkru: keys.as_ref().map_or(0, |k| k.pkru(v)),
+                tally: Tally::default(),
+                burst: rights::Burst::default(),
             });
         }
         let par = Box::new(Par {
@@ -250,15 +269,15 @@ impl Par {
             complete,
             trace: trace.to_owned(),
             slots,
-            runtime: Lock::default(),
+            runtime: Apart::default(),
             stop: AtomicU32::new(0),
             epoch: AtomicU64::new(0),
-            order: AtomicU64::new(0),
+            order: Apart::default(),
             order_word: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
-            free_word: AtomicU32::new(0),
+            free_word: Apart::default(),
             most: AtomicUsize::new(n),
-            crew: rights::Crew::default(),
+            crew: Apart::default(),
             shift: AtomicU32::new(match keys {
                 Some(_) => crewind_x86::rights::PAGE_SHIFT,
                 None => crewind_x86::rights::GRANULE.trailing_zeros(),
@@ -322,6 +341,22 @@ impl Par {
     pub(crate) fn count(&self, what: Counter, n: usize) {
         if let Some(s) = self.session.as_ref().filter(|_| n > 0) {
             s.count(what, n as u64);
+        }
+    }
+
+    /// The same for a thread that holds a vcpu. It is added to the session's counters, which all processes share, when
+    /// the vcpu is given up, at stops of the world, and now and then.
+    pub(crate) fn count_often(&self, th: &Thread, what: Counter, n: usize) {
+        let slot = self.slot(th);
+        if slot.tally.add(what, n as u64) > Tally::MOST {
+            self.add_tally(slot);
+        }
+    }
+
+    /// Adds what a vcpu's threads have counted to the session's counters. Its holder is the caller, or stands still.
+    fn add_tally(&self, slot: &Slot) {
+        for (what, n) in slot.tally.take() {
+            self.count(what, n as usize);
         }
     }
 
@@ -451,6 +486,7 @@ impl Par {
 
     /// Gives the vcpu of a thread up that is parked on it.
     pub(crate) fn give_vcpu_of_parked(&self, th: &Thread) {
+        self.add_tally(self.slot(th));
         self.slot(th).owner.store(0, Ordering::Release);
         self.free_word.fetch_add(1, Ordering::AcqRel);
         if self.waiting.load(Ordering::Acquire) > 0 {
@@ -486,6 +522,31 @@ fn now_ms() -> u64 {
     // SAFETY: fills a live struct.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut t) };
     t.tv_sec as u64 * 1000 + t.tv_nsec as u64 / 1_000_000
+}
+
+/// Counters that one thread at a time adds to.
+#[derive(Default)]
+struct Tally([AtomicU64; Counter::ALL.len()]);
+
+impl Tally {
+    /// From here on a counter is to be emptied.
+    const MOST: u64 = 4096;
+
+    /// Adds; returns how many there are.
+    fn add(&self, what: Counter, n: u64) -> u64 {
+        let Some(cell) = self.0.get(what as usize) else {
+            return 0;
+        };
+        let now = cell.load(Ordering::Relaxed) + n;
+        cell.store(now, Ordering::Relaxed);
+        now
+    }
+
+    fn take(&self) -> impl Iterator<Item = (Counter, u64)> {
+        let all = self.0.iter().zip(Counter::ALL);
+        all.filter(|(cell, _)| cell.load(Ordering::Relaxed) != 0)
+            .map(|(cell, (what, _))| (what, cell.swap(0, Ordering::Relaxed)))
+    }
 }
 
 impl Slot {

@@ -12,7 +12,7 @@
 //! Late readers: who joins a granule that others read already takes the edges stored with its page: those of writers
 //! that became readers. They are kept by page and never forgotten: too many edges are right too, and mostly implied.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use super::adapt::{self, Budget};
 use super::keys::{self, Mapped, Protect};
@@ -20,7 +20,7 @@ use super::lock::{Backoff, Lock};
 use super::{ANSWERED, ORDERED, POSTED, Par, State, UNUSED};
 use crate::runtime::Runtime;
 use crate::thread::Thread;
-use crewind_crew::{Claim, Class, NONE, PAGE, Pages, READ, WRITE};
+use crewind_crew::{Claim, Class, Later, NONE, PAGE, Pages, READ, WRITE};
 use crewind_trace::Counter;
 use crewind_trace::event::{Edge, Event, Stop};
 use crewind_x86::CheckedRange;
@@ -343,6 +343,14 @@ pub(super) enum Got {
     Stopped,
 }
 
+/// What a claim got.
+struct Claimed {
+    /// The granule behind it.
+    end: u32,
+    /// Whether somebody lost something.
+    from_others: bool,
+}
+
 /// The entry of an address in tables whose entries stand for 2^`shift` bytes.
 pub(super) fn entry(shift: u32, addr: u64) -> u32 {
     (addr >> shift) as u32 & (RIGHTS_LEN as u32 - 1)
@@ -449,7 +457,7 @@ impl Par {
         let mut held = self.crew_lock();
         if rights.get(i) & NONE != NONE {
             let run = (i, i + 1);
-            held.inner().pages.given_back(run, at);
+            held.inner().pages.given_back(run, at, &th.edges);
             let before = self.class(i);
             rights.fill(run, NONE);
             let now = self.class(i);
@@ -564,13 +572,18 @@ impl Par {
         let me = usize::from(th.vcpu);
         let slot = self.slot(th);
         let accounts = self.adaptive && self.has_keys();
-        let mut begun = (accounts && how == As::Check).then(adapt::of_thread);
         if how == As::Check {
             slot.park(th, State::Asking);
-            self.cool_down(th, list);
+            self.hold_off(th, list);
         }
+        let mut begun = (accounts && how == As::Check).then(adapt::of_thread);
+        let (begun_at, mut from_others) = (cycles(), false);
+        let mut first = how == As::Check && !self.has_keys();
         loop {
             let mut held = self.crew_lock();
+            if std::mem::take(&mut first) {
+                self.give_back(th, &mut held, me);
+            }
             let mut busy = None;
             let keys = self.keys();
             let coarse = keys.is_some_and(|k| held.inner().borders > k.most_borders());
@@ -586,7 +599,10 @@ impl Par {
                         begun = Some(adapt::of_thread());
                     }
                     match self.claim(th, &mut held, me, i, &w, how) {
-                        Ok(end) => at = end.max(i + 1),
+                        Ok(claimed) => {
+                            at = claimed.end.max(i + 1);
+                            from_others |= claimed.from_others;
+                        }
                         Err(u) => {
                             busy = Some(u);
                             break 'all;
@@ -604,6 +620,9 @@ impl Par {
                 if how == As::Check {
                     // Before the lock is given back: nobody may take what was just got.
                     slot.become_busy(State::Asking);
+                    if from_others {
+                        slot.burst.add(begun_at, cycles());
+                    }
                 }
                 break Got::All;
             };
@@ -649,20 +668,33 @@ impl Par {
         self.keyed.store(false, Ordering::Release);
     }
 
-    /// A granule that changes hands all the time is left to its owner for a moment, so that he gets something done with
-    /// it: the hand-over costs as much as some hundred accesses.
-    fn cool_down(&self, th: &mut Thread, list: &[Want]) {
-        let Some(first) = list.first() else { return };
-        let now = cycles();
-        let hot = th.last_want == first.start && now.wrapping_sub(th.last_want_at) < HOT_CYCLES;
-        if hot {
-            while cycles().wrapping_sub(now) < HOLD_CYCLES && self.stop.load(Ordering::Relaxed) == 0
-            {
-                std::hint::spin_loop();
-            }
+    /// Leaves what the thread wants to its owner for a while, if that one has only just got together what it works with:
+    /// for as long as that took. So at most half of the time goes into hand-overs, however small the pieces are that
+    /// threads share. An owner that waits itself is not waited for.
+    fn hold_off(&self, th: &mut Thread, list: &[Want]) {
+        let me = usize::from(th.vcpu);
+        let missing = list.iter().find_map(|w| self.first_missing(me, w.start, w));
+        let Some(i) = missing else { return };
+        // A guess: nothing is locked.
+        let others = self.slots.iter().enumerate().filter(|(v, _)| *v != me);
+        let owner = others.map(|(_, s)| s).find(|s| s.rights.get(i) == WRITE);
+        let Some(owner) = owner else { return };
+        let mine = &self.slots[me].burst;
+        let begun = cycles();
+        let mut now = begun;
+        mine.waits.store(true, Ordering::Relaxed);
+        while now.wrapping_sub(begun) < MOST_HELD
+            && owner.burst.goes_on(now)
+            && owner.state() != State::Parked
+            && self.stop.load(Ordering::Relaxed) == 0
+        {
+            std::hint::spin_loop();
+            now = cycles();
         }
-        th.last_want = first.start;
-        th.last_want_at = cycles();
+        mine.waits.store(false, Ordering::Relaxed);
+        if now.wrapping_sub(begun) > HELD {
+            mine.begin();
+        }
     }
 
     fn first_missing(&self, me: usize, from: u32, w: &Want) -> Option<u32> {
@@ -694,8 +726,8 @@ impl Par {
             .is_none_or(|t| t.load(Ordering::Relaxed) != 0)
     }
 
-    /// Takes a run of granules from `i` on that are all in the same state. Returns the granule behind it, or the vcpu
-    /// that is busy: then nothing is lost, and it is to be tried again.
+    /// Takes a run of granules from `i` on that are all in the same state. `Err` is the vcpu that is busy: then nothing is
+    /// lost, and it is to be tried again.
     fn claim(
         &self,
         th: &mut Thread,
@@ -704,32 +736,25 @@ impl Par {
         i: u32,
         w: &Want,
         how: As,
-    ) -> Result<u32, usize> {
+    ) -> Result<Claimed, usize> {
         let class = self.class(i);
-        let claim = Claim::new(class, self.slots.len(), me, w.write);
+        let wish = match how {
+            As::Check if !self.has_keys() => {
+                let (n, now) = (self.slots.len(), cycles());
+                held.inner().pages.wish(i, class, n, me, w.write, now)
+            }
+            _ => None,
+        };
+        let write = wish.map_or(w.write, |w| w.write);
+        let claim = Claim::new(class, self.slots.len(), me, write);
         let untouched = claim.is_untouched();
         if let Some(v) = held.inner().pages.not_before(&claim, me) {
             return Err(v);
         }
-        let (first, limit) = self.reach(th, held, i, w, untouched);
-        let (first, limit) = match held.inner().mapped.around(i) {
-            // Untouched memory is had in whole pieces of a mapping: stacks grow down.
-            Some((start, end)) if untouched => (
-                start.max(first.min(i / PAGE * PAGE)),
-                limit.min(end).max(w.end),
-            ),
-            _ if untouched => (first.min(i / PAGE * PAGE), limit),
-            _ => (first, limit),
+        let run = match wish {
+            Some(_) => (i, i + 1),
+            None => self.run_of(th, held, i, w, class, untouched),
         };
-        let start = (first..i)
-            .rev()
-            .take_while(|p| self.class(*p) == class && !self.is_barred(*p));
-        let start = start.last().unwrap_or(i);
-        let end = self
-            .slots
-            .iter()
-            .fold(limit, |end, s| s.rights.end_of(i, end, s.rights.get(i)));
-        let run = (start, end);
         let mut edges: Vec<Edge> = Vec::new();
         // The state of the pages, as rights go one by one. The last to lose one makes it what it is to be.
         let after = claim.after(usize::MAX);
@@ -753,14 +778,72 @@ impl Par {
             _ if untouched => Counter::TakenFirst,
             As::Event => Counter::TakenByEvents,
             As::Mapping => Counter::TakenByMappings,
-            As::Check if w.write => Counter::TakenByWrites,
+            As::Check if write => Counter::TakenByWrites,
             As::Check => Counter::TakenByReads,
         };
-        th.streams.took(run.0, run.1, w.write);
-        self.count(cause, 1);
-        self.count(Counter::Edges, edges.len());
+        match wish {
+            Some(wish) => th.later.note(i, wish.later, me),
+            None => th.streams.took(run.0, run.1, w.write),
+        }
+        self.count_often(th, cause, 1);
+        self.count_often(th, Counter::Edges, edges.len());
         th.edges.extend(edges);
-        Ok(end)
+        Ok(Claimed {
+            end: run.1,
+            from_others: claim.losers().next().is_some(),
+        })
+    }
+
+    /// Granules around `i` that are all in the same state, as many as are likely to be wanted.
+    fn run_of(
+        &self,
+        th: &Thread,
+        held: &mut Held<'_>,
+        i: u32,
+        w: &Want,
+        class: Class,
+        untouched: bool,
+    ) -> (u32, u32) {
+        let (first, limit) = self.reach(th, held, i, w, untouched);
+        let (first, limit) = match held.inner().mapped.around(i) {
+            // Untouched memory is had in whole pieces of a mapping: stacks grow down.
+            Some((start, end)) if untouched => (
+                start.max(first.min(i / PAGE * PAGE)),
+                limit.min(end).max(w.end),
+            ),
+            _ if untouched => (first.min(i / PAGE * PAGE), limit),
+            _ => (first, limit),
+        };
+        let start = (first..i)
+            .rev()
+            .take_while(|p| self.class(*p) == class && !self.is_barred(*p));
+        let start = start.last().unwrap_or(i);
+        let end = self
+            .slots
+            .iter()
+            .fold(limit, |end, s| s.rights.end_of(i, end, s.rights.get(i)));
+        (start, end)
+    }
+
+    /// Gives back what the thread took some claims ago, and is better given back before somebody asks. It stands at a failed
+    /// check, whose rights it is going to claim: all that the check's translation relies on.
+    fn give_back(&self, th: &mut Thread, held: &mut Held<'_>, me: usize) {
+        while let Some((i, later)) = th.later.due(me) {
+            let rights = &self.slots[me].rights;
+            // Taken meanwhile, or shared with other processes.
+            if rights.get(i) != WRITE {
+                continue;
+            }
+            let at = th.spot();
+            let pages = &mut held.inner().pages;
+            pages.given_back((i, i + 1), at, &th.edges);
+            pages.does(i, me, later);
+            let left = match later {
+                Later::GiveUp => NONE,
+                Later::StepDown | Later::Keep => READ,
+            };
+            rights.fill((i, i + 1), left);
+        }
     }
 
     /// From where to where a claim to granule `i` is to reach: what is wanted, and more where that is likely to be right. Of
@@ -871,12 +954,82 @@ impl Par {
     }
 }
 
+/// Rights that a thread is going to give back unasked.
+#[derive(Debug, Default)]
+pub(crate) struct GivesBack {
+    list: std::collections::VecDeque<(u32, Later)>,
+    /// The vcpu that has them.
+    vcpu: usize,
+}
+
+/// Claims after which a right is given back: what is used together is taken together.
+const GIVE_BACK_AFTER: usize = 8;
+
+impl GivesBack {
+    fn note(&mut self, i: u32, later: Later, vcpu: usize) {
+        if self.vcpu != vcpu {
+            self.list.clear();
+            self.vcpu = vcpu;
+        }
+        self.list.retain(|(g, _)| *g != i);
+        if later != Later::Keep {
+            self.list.push_back((i, later));
+        }
+    }
+
+    /// The next one whose time has come.
+    fn due(&mut self, vcpu: usize) -> Option<(u32, Later)> {
+        match self.vcpu == vcpu && self.list.len() > GIVE_BACK_AFTER {
+            true => self.list.pop_front(),
+            false => None,
+        }
+    }
+}
+
 /// Largest claim: 1 MiB.
 const MAX_RUN: u32 = 16_384;
-/// Two requests for the same granule within this time are a fight over it. Some 30 us.
-const HOT_CYCLES: u64 = 100_000;
-/// How long the other one keeps it then. Some 2 us.
-const HOLD_CYCLES: u64 = 6_000;
+/// How long what was taken is left to its owner, at least and at most. Cycles; some 2 and 50 us.
+const HELD: u64 = 6_000;
+const MOST_HELD: u64 = 130_000;
+/// Claims further apart than this do not belong to one burst. Cycles; some 30 us.
+const APART: u64 = 80_000;
+
+/// What a vcpu's thread has spent lately on getting together what it works with. Others look at it: a guess will do.
+#[derive(Default)]
+pub(super) struct Burst {
+    /// Cycles.
+    spent: AtomicU64,
+    /// When it got the last piece; cycles.
+    last: AtomicU64,
+    /// It waits for another one's burst to end.
+    waits: AtomicBool,
+}
+
+impl Burst {
+    /// Others have waited for what it had got together, or it has waited for them: it begins anew.
+    fn begin(&self) {
+        self.spent.store(0, Ordering::Relaxed);
+    }
+
+    /// A claim took from `begun` to `now`.
+    fn add(&self, begun: u64, now: u64) {
+        let spent = match begun.wrapping_sub(self.last.load(Ordering::Relaxed)) > APART {
+            true => 0,
+            false => self.spent.load(Ordering::Relaxed),
+        };
+        let took = now.wrapping_sub(begun).min(HELD);
+        self.spent
+            .store(spent.saturating_add(took), Ordering::Relaxed);
+        self.last.store(now, Ordering::Relaxed);
+    }
+
+    /// Whether its owner is to be left alone with what it has got.
+    fn goes_on(&self, now: u64) -> bool {
+        let held = self.spent.load(Ordering::Relaxed).clamp(HELD, MOST_HELD);
+        now < self.last.load(Ordering::Relaxed).saturating_add(held)
+            && !self.waits.load(Ordering::Relaxed)
+    }
+}
 
 fn cycles() -> u64 {
     // SAFETY: reads a counter.
@@ -933,8 +1086,8 @@ impl Runtime {
         if edges.is_empty() {
             return;
         }
-        par.count(Counter::Acquires, 1);
-        par.count(Counter::EdgesLogged, edges.len());
+        par.count_often(th, Counter::Acquires, 1);
+        par.count_often(th, Counter::EdgesLogged, edges.len());
         let event = Event::Sync {
             order: None,
             vcpu: None,

@@ -30,11 +30,13 @@ impl Par {
     pub(crate) fn stop_world(&self, th: &mut Thread) {
         self.stop.fetch_add(1, Ordering::SeqCst);
         self.count(Counter::WorldStops, 1);
+        self.add_tally(self.slot(th));
         for (v, slot) in self.slots.iter().enumerate() {
             if v == usize::from(th.vcpu) {
                 continue;
             }
             slot.wait_parked();
+            self.add_tally(slot);
             if self.mode == Mode::Record {
                 // SAFETY: parked, and it gets out of that with the runtime lock only, which is held here.
                 th.edges.extend(unsafe { &*slot.spot.get() }.edges());
