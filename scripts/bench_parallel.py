@@ -38,6 +38,8 @@ def compile_all(bench):
     paths = {}
     for name in [f"par_{k}" for k in KERNELS] + ["par_contend"]:
         paths[name] = bench.compile(name, "-lpthread")
+    if shutil.which("go"):
+        paths["pingpong"] = bench.compile_go("pingpong")
     return paths
 
 
@@ -57,6 +59,8 @@ def cases(bench, paths, text):
     contention = [Case(name, [paths["par_contend"], threads, str(n // scale), way]) for name, way, n in CONTENTION]
     python = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
     contention.append(Case("python3, busy threads", [python, "-c", PYTHON_BUSY.format(2_000_000 // scale, threads)]))
+    if "pingpong" in paths:
+        contention.append(Case("Go, channel ping-pong", [paths["pingpong"], str(1_000_000 // scale)]))
     return [("little sharing", kernels), ("compressors", compressors), ("contention", contention)]
 
 
