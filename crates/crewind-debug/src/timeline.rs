@@ -607,7 +607,9 @@ impl Timeline {
             }
             upper = from;
         }
-        self.go_to_point(self.first(), poll)?;
+        // The thread is in front of its first instruction: others may have a history, it has none. To go to the start of the
+        // recording would be a step over all that they did.
+        self.go_to_point(present.point, poll)?;
         Ok(Reason::Start)
     }
 
