@@ -58,6 +58,26 @@ impl Claim {
         (0..self.vcpus).filter(move |v| *v != me && class.right(*v) != NONE)
     }
 
+    /// Whether another vcpu has exactly this right.
+    pub(crate) fn another_has(&self, right: u8) -> bool {
+        self.others().any(|v| self.class.right(v) == right)
+    }
+
+    /// What `me` has before.
+    pub(crate) fn had(&self) -> u8 {
+        self.class.right(self.me)
+    }
+
+    /// The vcpu that claims it.
+    pub(crate) fn vcpu(&self) -> usize {
+        self.me
+    }
+
+    /// Whether it is claimed to be written.
+    pub(crate) fn writes(&self) -> bool {
+        self.write
+    }
+
     /// Nobody has any right to it.
     pub fn is_untouched(&self) -> bool {
         self.class == Class::nobody(self.vcpus)

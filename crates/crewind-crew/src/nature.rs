@@ -11,7 +11,7 @@
 //!
 //! All of this is about speed: any claim may ask for more than is needed, and any right may be given back at any time.
 
-use crate::claim::{Class, NONE, READ, WRITE};
+use crate::claim::{Claim, NONE, READ, WRITE};
 
 /// What a vcpu is to do with a right it has got, some claims later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,62 +63,42 @@ pub(crate) struct Nature {
 }
 
 impl Nature {
-    /// Vcpu `me` wants the granule, whose rights are `class`. `now` is in cycles.
-    pub(crate) fn wish(
-        &mut self,
-        class: Class,
-        vcpus: usize,
-        me: usize,
-        write: bool,
-        now: u64,
-    ) -> Wish {
-        let rights = || (0..vcpus).filter(|v| *v != me).map(|v| class.right(v));
-        let (written, read) = (rights().any(|r| r == WRITE), rights().any(|r| r == READ));
-        let mine = me as u8 + 1;
-        if self.gave != 0 {
-            if self.gave == mine {
-                self.penalty = self.penalty.saturating_mul(2).max(KEEP);
-                self.keep = self.penalty;
-            } else {
-                self.penalty /= 2;
-            }
-            self.gave = 0;
-        }
-        if write {
+    /// What becomes of a claim to the granule. `now` is in cycles.
+    pub(crate) fn wish(&mut self, claim: &Claim, now: u64) -> Wish {
+        let mine = claim.vcpu() as u8 + 1;
+        self.taken_by(mine);
+        let (written, read) = (claim.another_has(WRITE), claim.another_has(READ));
+        let (write, later) = if claim.writes() {
             if self.reader == mine && now.wrapping_sub(self.read_at) < TOGETHER {
                 self.moves = (self.moves + 1).min(MOST);
-            } else if self.reader != 0 || class.right(me) == NONE && read && !written {
+            } else if self.reader != 0 || claim.had() == NONE && read && !written {
                 self.moves = self.moves.saturating_sub(1);
             }
             self.reader = 0;
-            let later = match read && !written && self.moves < MOVES {
-                true => Later::StepDown,
-                false => Later::GiveUp,
-            };
-            return self.decided(true, later);
-        }
-        if !written {
-            // It joins other readers, or is alone.
-            if read {
+            match read && !written && self.moves < MOVES {
+                true => (true, Later::StepDown),
+                false => (true, Later::GiveUp),
+            }
+        } else if written {
+            if self.reader != 0 {
                 self.moves = self.moves.saturating_sub(1);
             }
-            let all = !read;
-            return self.decided(false, if all { Later::GiveUp } else { Later::Keep });
-        }
-        if self.reader != 0 {
+            if self.moves >= MOVES && self.trust > 0 {
+                self.trust -= 1;
+                self.reader = 0;
+                (true, Later::GiveUp)
+            } else {
+                self.trust = TRUST;
+                (self.reader, self.read_at) = (mine, now);
+                (false, Later::Keep)
+            }
+        } else if read {
             self.moves = self.moves.saturating_sub(1);
-        }
-        if self.moves >= MOVES && self.trust > 0 {
-            self.trust -= 1;
-            self.reader = 0;
-            return self.decided(true, Later::GiveUp);
-        }
-        self.trust = TRUST;
-        (self.reader, self.read_at) = (mine, now);
-        self.decided(false, Later::Keep)
-    }
-
-    fn decided(&mut self, write: bool, later: Later) -> Wish {
+            (false, Later::Keep)
+        } else {
+            // Alone, and so it may write.
+            (false, Later::GiveUp)
+        };
         let later = match later {
             Later::GiveUp if self.keep > 0 => {
                 self.keep -= 1;
@@ -127,6 +107,18 @@ impl Nature {
             other => other,
         };
         Wish { write, later }
+    }
+
+    /// Looks at who takes what was given up: its last holder should have kept it.
+    fn taken_by(&mut self, mine: u8) {
+        match std::mem::take(&mut self.gave) {
+            0 => {}
+            gave if gave == mine => {
+                self.penalty = self.penalty.saturating_mul(2).max(KEEP);
+                self.keep = self.penalty;
+            }
+            _ => self.penalty /= 2,
+        }
     }
 
     /// Vcpu `me` gave the granule up, unasked.
@@ -138,8 +130,13 @@ impl Nature {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::claim::Class;
 
     const NOBODY: Class = Class::nobody(2);
+
+    fn claim(class: Class, me: usize, write: bool) -> Claim {
+        Claim::new(class, 2, me, write)
+    }
 
     #[test]
     fn what_is_read_and_then_written_in_turns_moves() {
@@ -149,11 +146,11 @@ mod tests {
             let (me, other) = (round % 2, 1 - round % 2);
             now += 100_000;
             claims += 1;
-            let wish = n.wish(NOBODY.with(other, WRITE), 2, me, false, now);
+            let wish = n.wish(&claim(NOBODY.with(other, WRITE), me, false), now);
             if !wish.write {
                 claims += 1;
                 let class = NOBODY.with(other, READ).with(me, READ);
-                assert!(n.wish(class, 2, me, true, now + 1000).write);
+                assert!(n.wish(&claim(class, me, true), now + 1000).write);
             }
         }
         assert!(claims < 110, "{claims}");
@@ -167,11 +164,11 @@ mod tests {
         for round in 0..100 {
             let me = round / 3 % 2;
             now += 1_000_000;
-            let wish = n.wish(both, 2, me, true, now);
+            let wish = n.wish(&claim(both, me, true), now);
             assert_eq!(wish.later, Later::StepDown);
             // The other one reads again, before the writer has stepped down.
             now += 1_000_000;
-            let wish = n.wish(NOBODY.with(me, WRITE), 2, 1 - me, false, now);
+            let wish = n.wish(&claim(NOBODY.with(me, WRITE), 1 - me, false), now);
             assert!(!wish.write);
         }
     }
@@ -182,7 +179,7 @@ mod tests {
         let (mut given, mut now) = (0, 0);
         for _ in 0..100 {
             now += 10_000;
-            if n.wish(NOBODY, 2, 0, true, now).later == Later::GiveUp {
+            if n.wish(&claim(NOBODY, 0, true), now).later == Later::GiveUp {
                 n.given_up(0);
                 given += 1;
             }
@@ -191,16 +188,16 @@ mod tests {
         // The other one comes for it.
         for round in 0..20 {
             now += 10_000;
-            if n.wish(NOBODY, 2, round % 2, true, now).later == Later::GiveUp {
+            if n.wish(&claim(NOBODY, round % 2, true), now).later == Later::GiveUp {
                 n.given_up(round % 2);
             }
         }
         for round in 0..300 {
             now += 10_000;
             let (me, other) = (round % 2, 1 - round % 2);
-            n.wish(NOBODY.with(other, WRITE), 2, me, true, now);
+            n.wish(&claim(NOBODY.with(other, WRITE), me, true), now);
         }
-        let wish = n.wish(NOBODY.with(1, WRITE), 2, 0, true, now);
+        let wish = n.wish(&claim(NOBODY.with(1, WRITE), 0, true), now);
         assert_eq!(wish.later, Later::GiveUp);
     }
 }

@@ -7,7 +7,7 @@ use crewind_trace::event::Edge;
 
 #[cfg(test)]
 use crate::Mutant;
-use crate::claim::{Claim, Class, WRITE};
+use crate::claim::{Claim, NONE, READ, WRITE};
 use crate::nature::{Later, Nature, Wish};
 
 /// Granules of a page. Edges are kept by page and never forgotten: too many are right too, and mostly known.
@@ -150,17 +150,9 @@ impl Pages {
         }
     }
 
-    /// How vcpu `me` is to claim a granule whose rights are `class`, if it is fought over: by itself, without others around
-    /// it. `now` is in cycles.
-    pub fn wish(
-        &mut self,
-        i: u32,
-        class: Class,
-        vcpus: usize,
-        me: usize,
-        write: bool,
-        now: u64,
-    ) -> Option<Wish> {
+    /// How a claim to granule `i` is better made, if it is fought over: by itself, without others around it. `now` is in
+    /// cycles.
+    pub fn wish(&mut self, i: u32, claim: &Claim, now: u64) -> Option<Wish> {
         let page = self.pages.get_mut(&(i / PAGE))?;
         if !page.is_fought_over(now) {
             return None;
@@ -169,19 +161,29 @@ impl Pages {
             .natures
             .get_or_insert_with(|| Box::new([Nature::default(); PAGE as usize]));
         let nature = natures.get_mut((i % PAGE) as usize)?;
-        Some(nature.wish(class, vcpus, me, write, now))
+        Some(nature.wish(claim, now))
     }
 
-    /// Vcpu `me` does what was said about a granule. Tell `given_back` as well.
-    pub fn does(&mut self, i: u32, me: usize, later: Later) {
-        let natures = self
-            .pages
-            .get_mut(&(i / PAGE))
-            .and_then(|p| p.natures.as_mut());
-        let nature = natures.and_then(|n| n.get_mut((i % PAGE) as usize));
-        if let Some(nature) = nature.filter(|_| later == Later::GiveUp) {
+    /// Vcpu `me` gives granule `i` back as its wish said (`later`, which is not to keep it), at `at`, as above. Returns the
+    /// right that is left to it.
+    pub fn given_back_later(
+        &mut self,
+        i: u32,
+        me: usize,
+        later: Later,
+        at: Edge,
+        not_logged: &[Edge],
+    ) -> u8 {
+        self.given_back((i, i + 1), at, not_logged);
+        if later != Later::GiveUp {
+            return READ;
+        }
+        let page = self.pages.get_mut(&(i / PAGE));
+        let natures = page.and_then(|p| p.natures.as_mut());
+        if let Some(nature) = natures.and_then(|n| n.get_mut((i % PAGE) as usize)) {
             nature.given_up(me);
         }
+        NONE
     }
 
     /// All edges that are kept with the pages of a run.
@@ -256,7 +258,7 @@ fn keep(list: &mut Vec<Edge>, e: Edge) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::claim::{Class, READ};
+    use crate::claim::Class;
     use crewind_trace::event::ThreadId;
 
     fn edge(thread: u32, clock: u64) -> Edge {

@@ -116,7 +116,7 @@ pub struct Thread {
     /// Runs of memory that it took lately.
     pub(crate) streams: crewind_crew::Streams,
     /// What it gives back before somebody asks.
-    pub(crate) later: crate::par::rights::GivesBack,
+    pub(crate) later: crate::par::hold::GivesBack,
 }
 
 impl Thread {
@@ -161,7 +161,7 @@ impl Thread {
             ranges: Vec::new(),
             wants: Vec::new(),
             streams: crewind_crew::Streams::default(),
-            later: crate::par::rights::GivesBack::default(),
+            later: crate::par::hold::GivesBack::default(),
         })
     }
 

@@ -91,10 +91,7 @@ impl Asm {
     fn save_vectors(&mut self, v: Vectors) -> R {
         self.move_vectors(v, 0..32, true)?;
         if v == Vectors::Zmm {
-            for (n, k) in K.iter().enumerate() {
-                let m = self.k_at(n);
-                self.a.kmovq(m, *k)?;
-            }
+            self.move_masks(true)?;
         }
         if v != Vectors::Xmm {
             self.a.vzeroupper()?;
@@ -112,10 +109,7 @@ impl Asm {
         }
         if v == Vectors::Zmm {
             self.move_vectors(v, 16..32, false)?;
-            for (n, k) in K.iter().enumerate() {
-                let m = self.k_at(n);
-                self.a.kmovq(*k, m)?;
-            }
+            self.move_masks(false)?;
         }
         self.move_vectors(v, 0..1, false)?;
         for n in 1..16 {
@@ -171,6 +165,18 @@ impl Asm {
                     }
                 }
                 _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for the mask registers.
+    fn move_masks(&mut self, save: bool) -> R {
+        for (n, k) in K.iter().enumerate() {
+            let m = self.k_at(n);
+            match save {
+                true => self.a.kmovq(m, *k)?,
+                false => self.a.kmovq(*k, m)?,
             }
         }
         Ok(())

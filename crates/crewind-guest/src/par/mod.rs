@@ -16,6 +16,7 @@
 //!   it took the right is made before it can lose it again.
 
 mod adapt;
+pub(crate) mod hold;
 pub mod keys;
 pub mod lock;
 pub mod part;
@@ -136,7 +137,7 @@ pub struct Slot {
     /// What its thread has counted for people. Written by the vcpu's holder only.
     tally: Tally,
     /// What it has taken lately. Likewise.
-    burst: rights::Burst,
+    burst: hold::Burst,
 }
 
 // SAFETY: `cache` is used by the vcpu's holder, and by a thread that has stopped the world; `spot` and the cells of a
@@ -261,7 +262,7 @@ impl Par {
                 rights: table,
                 pkru: keys.as_ref().map_or(0, |k| k.pkru(v)),
                 tally: Tally::default(),
-                burst: rights::Burst::default(),
+                burst: hold::Burst::default(),
             });
         }
         let par = Box::new(Par {

@@ -12,7 +12,7 @@
 //! Late readers: who joins a granule that others read already takes the edges stored with its page: those of writers
 //! that became readers. They are kept by page and never forgotten: too many edges are right too, and mostly implied.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use super::adapt::{self, Budget};
 use super::keys::{self, Mapped, Protect};
@@ -20,7 +20,7 @@ use super::lock::{Backoff, Lock};
 use super::{ANSWERED, ORDERED, POSTED, Par, State, UNUSED};
 use crate::runtime::Runtime;
 use crate::thread::Thread;
-use crewind_crew::{Claim, Class, Later, NONE, PAGE, Pages, READ, WRITE};
+use crewind_crew::{Claim, Class, NONE, PAGE, Pages, READ, WRITE};
 use crewind_trace::Counter;
 use crewind_trace::event::{Edge, Event, Stop};
 use crewind_x86::CheckedRange;
@@ -668,36 +668,7 @@ impl Par {
         self.keyed.store(false, Ordering::Release);
     }
 
-    /// Leaves what the thread wants to its owner for a while, if that one has only just got together what it works with:
-    /// for as long as that took. So at most half of the time goes into hand-overs, however small the pieces are that
-    /// threads share. An owner that waits itself is not waited for.
-    fn hold_off(&self, th: &mut Thread, list: &[Want]) {
-        let me = usize::from(th.vcpu);
-        let missing = list.iter().find_map(|w| self.first_missing(me, w.start, w));
-        let Some(i) = missing else { return };
-        // A guess: nothing is locked.
-        let others = self.slots.iter().enumerate().filter(|(v, _)| *v != me);
-        let owner = others.map(|(_, s)| s).find(|s| s.rights.get(i) == WRITE);
-        let Some(owner) = owner else { return };
-        let mine = &self.slots[me].burst;
-        let begun = cycles();
-        let mut now = begun;
-        mine.waits.store(true, Ordering::Relaxed);
-        while now.wrapping_sub(begun) < MOST_HELD
-            && owner.burst.goes_on(now)
-            && owner.state() != State::Parked
-            && self.stop.load(Ordering::Relaxed) == 0
-        {
-            std::hint::spin_loop();
-            now = cycles();
-        }
-        mine.waits.store(false, Ordering::Relaxed);
-        if now.wrapping_sub(begun) > HELD {
-            mine.begin();
-        }
-    }
-
-    fn first_missing(&self, me: usize, from: u32, w: &Want) -> Option<u32> {
+    pub(super) fn first_missing(&self, me: usize, from: u32, w: &Want) -> Option<u32> {
         let table = &self.slots[me].rights;
         let lacking = if w.write { NO_WRITE } else { NO_READ };
         let mut at = from;
@@ -738,15 +709,13 @@ impl Par {
         how: As,
     ) -> Result<Claimed, usize> {
         let class = self.class(i);
+        let claim = |write| Claim::new(class, self.slots.len(), me, write);
         let wish = match how {
-            As::Check if !self.has_keys() => {
-                let (n, now) = (self.slots.len(), cycles());
-                held.inner().pages.wish(i, class, n, me, w.write, now)
-            }
+            As::Check if !self.has_keys() => held.inner().pages.wish(i, &claim(w.write), cycles()),
             _ => None,
         };
         let write = wish.map_or(w.write, |w| w.write);
-        let claim = Claim::new(class, self.slots.len(), me, write);
+        let claim = claim(write);
         let untouched = claim.is_untouched();
         if let Some(v) = held.inner().pages.not_before(&claim, me) {
             return Err(v);
@@ -836,12 +805,7 @@ impl Par {
             }
             let at = th.spot();
             let pages = &mut held.inner().pages;
-            pages.given_back((i, i + 1), at, &th.edges);
-            pages.does(i, me, later);
-            let left = match later {
-                Later::GiveUp => NONE,
-                Later::StepDown | Later::Keep => READ,
-            };
+            let left = pages.given_back_later(i, me, later, at, &th.edges);
             rights.fill((i, i + 1), left);
         }
     }
@@ -954,84 +918,9 @@ impl Par {
     }
 }
 
-/// Rights that a thread is going to give back unasked.
-#[derive(Debug, Default)]
-pub(crate) struct GivesBack {
-    list: std::collections::VecDeque<(u32, Later)>,
-    /// The vcpu that has them.
-    vcpu: usize,
-}
-
-/// Claims after which a right is given back: what is used together is taken together.
-const GIVE_BACK_AFTER: usize = 8;
-
-impl GivesBack {
-    fn note(&mut self, i: u32, later: Later, vcpu: usize) {
-        if self.vcpu != vcpu {
-            self.list.clear();
-            self.vcpu = vcpu;
-        }
-        self.list.retain(|(g, _)| *g != i);
-        if later != Later::Keep {
-            self.list.push_back((i, later));
-        }
-    }
-
-    /// The next one whose time has come.
-    fn due(&mut self, vcpu: usize) -> Option<(u32, Later)> {
-        match self.vcpu == vcpu && self.list.len() > GIVE_BACK_AFTER {
-            true => self.list.pop_front(),
-            false => None,
-        }
-    }
-}
-
 /// Largest claim: 1 MiB.
 const MAX_RUN: u32 = 16_384;
-/// How long what was taken is left to its owner, at least and at most. Cycles; some 2 and 50 us.
-const HELD: u64 = 6_000;
-const MOST_HELD: u64 = 130_000;
-/// Claims further apart than this do not belong to one burst. Cycles; some 30 us.
-const APART: u64 = 80_000;
-
-/// What a vcpu's thread has spent lately on getting together what it works with. Others look at it: a guess will do.
-#[derive(Default)]
-pub(super) struct Burst {
-    /// Cycles.
-    spent: AtomicU64,
-    /// When it got the last piece; cycles.
-    last: AtomicU64,
-    /// It waits for another one's burst to end.
-    waits: AtomicBool,
-}
-
-impl Burst {
-    /// Others have waited for what it had got together, or it has waited for them: it begins anew.
-    fn begin(&self) {
-        self.spent.store(0, Ordering::Relaxed);
-    }
-
-    /// A claim took from `begun` to `now`.
-    fn add(&self, begun: u64, now: u64) {
-        let spent = match begun.wrapping_sub(self.last.load(Ordering::Relaxed)) > APART {
-            true => 0,
-            false => self.spent.load(Ordering::Relaxed),
-        };
-        let took = now.wrapping_sub(begun).min(HELD);
-        self.spent
-            .store(spent.saturating_add(took), Ordering::Relaxed);
-        self.last.store(now, Ordering::Relaxed);
-    }
-
-    /// Whether its owner is to be left alone with what it has got.
-    fn goes_on(&self, now: u64) -> bool {
-        let held = self.spent.load(Ordering::Relaxed).clamp(HELD, MOST_HELD);
-        now < self.last.load(Ordering::Relaxed).saturating_add(held)
-            && !self.waits.load(Ordering::Relaxed)
-    }
-}
-
-fn cycles() -> u64 {
+pub(super) fn cycles() -> u64 {
     // SAFETY: reads a counter.
     unsafe { core::arch::x86_64::_rdtsc() }
 }
