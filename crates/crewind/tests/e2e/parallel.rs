@@ -7,7 +7,9 @@ use std::sync::OnceLock;
 
 use crewind_racegen::Options;
 
-use crate::harness::{CREWIND, Case, Place, build, guest, guest_sources, run, scratch, show, skip};
+use crate::harness::{
+    CREWIND, Case, Place, build, guest, guest_sources, note_skip, run, scratch, show,
+};
 
 /// Numbers of threads that the par_ guests run with.
 const THREADS: [&str; 2] = ["2", "4"];
@@ -55,7 +57,7 @@ fn recorded_adaptively(name: &str, rounds: &str) -> Option<u64> {
     let modes = crate::modes::all();
     let mode = modes.iter().find(|m| m.name == "adaptive").expect("listed");
     if let Some(missing) = mode.missing() {
-        skip(&format!("{name}-adaptive"), missing);
+        note_skip(&format!("{name}-adaptive"), missing);
         return None;
     }
     let source = guest_sources().join(format!("{name}.c"));
