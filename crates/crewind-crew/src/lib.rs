@@ -52,6 +52,7 @@ mod edges;
 mod model;
 mod nature;
 mod page;
+mod region;
 mod streams;
 
 pub use claim::{Claim, Class, NONE, READ, WRITE};

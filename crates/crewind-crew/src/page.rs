@@ -9,6 +9,7 @@ use crewind_trace::event::Edge;
 use crate::Mutant;
 use crate::claim::{Claim, NONE, READ, WRITE};
 use crate::nature::{Later, Nature, Wish};
+use crate::region::{REGION, Region};
 
 /// Granules of a page. Edges are kept by page and never forgotten: too many are right too, and mostly known.
 pub const PAGE: u32 = 64;
@@ -61,6 +62,8 @@ struct Page {
 #[derive(Clone, Debug, Default)]
 pub struct Pages {
     pages: HashMap<u32, Page, BuildHasherDefault<PageHasher>>,
+    /// By number: granules / `REGION`.
+    regions: HashMap<u32, Region, BuildHasherDefault<PageHasher>>,
     /// The last change of mappings.
     mapping: Option<Edge>,
     /// The vcpu whose thread is changing mappings: until that is logged nobody else touches memory for the first time.
@@ -121,6 +124,10 @@ impl Pages {
         }
         if untouched {
             edges.extend(self.mapping);
+        }
+        if claim.writes() && taken > 0 {
+            let region = self.regions.entry(run.0 / REGION).or_default();
+            region.taken(me);
         }
     }
 
@@ -203,6 +210,16 @@ impl Pages {
     pub fn mapping_changed(&mut self, at: Edge) {
         self.mapping = Some(at);
         self.in_flight = None;
+    }
+
+    /// From where to where a claim to write to granule `i` is to reach at least, because the memory around it is going over
+    /// to its vcpu as a whole. `now` is in cycles.
+    pub fn moving(&self, i: u32, claim: &Claim, now: u64) -> Option<(u32, u32)> {
+        let region = self.regions.get(&(i / REGION))?;
+        if !claim.writes() || self.is_fought_over(i, now) {
+            return None;
+        }
+        region.reach(i, claim.vcpu())
     }
 
     /// How far a claim from granule `i` on is to reach that is wanted up to `end`: the rest of the page, and as much again

@@ -276,9 +276,9 @@ impl Thread {
         }
     }
 
-    /// Replaying: arms the clock for the next event that comes at a tick, if that is what comes next.
-    pub fn arm(&mut self) {
-        let at = match self.upcoming() {
+    /// Replaying: the clock of the next event, if it is one that comes at a tick; `u64::MAX` if not.
+    pub fn due_tick(&self) -> u64 {
+        match self.upcoming() {
             Some(r) => match &r.event {
                 Event::Signal {
                     synchronous: false, ..
@@ -289,7 +289,12 @@ impl Thread {
                 _ => u64::MAX,
             },
             None => u64::MAX,
-        };
+        }
+    }
+
+    /// Replaying: arms the clock for the next event that comes at a tick, if that is what comes next.
+    pub fn arm(&mut self) {
+        let at = self.due_tick();
         let ctx = self.ctx();
         if ctx.tick_at != at {
             ctx.set_limit(at);

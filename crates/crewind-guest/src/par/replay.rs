@@ -1,8 +1,8 @@
 //! Replaying threads in parallel: waiting for edges, and for one's turn in the order of events.
 //!
 //! Each thread publishes its clock whenever it leaves translated code, and the number of the event it has reached.
-//! Who waits for a clock asks the other thread to come out at its next tick, so nothing is paid for while nobody
-//! waits.
+//! Who waits for a point of another thread leaves word of it there, and asks the thread to come out at its next tick: it
+//! then stops where that point is behind it, and wakes who waits. So nothing is paid for while nobody waits.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -19,7 +19,6 @@ use crewind_trace::event::{Edge, Event, Record, Stop, ThreadId};
 use crewind_x86::Exit;
 
 /// Where a thread of the replay is.
-#[derive(Default)]
 pub struct Published {
     /// Its clock when it last left translated code; never ahead of it.
     clock: AtomicU64,
@@ -27,9 +26,66 @@ pub struct Published {
     reached: AtomicU64,
     ended: AtomicBool,
     vcpu: AtomicU32,
+    /// The least clock that somebody waits for it to leave behind; `u64::MAX`: nobody does.
+    wanted_clock: AtomicU64,
+    /// The least event that somebody waits for it to reach.
+    wanted_event: AtomicU64,
+    /// Changes when a wanted point is behind it. A futex.
+    word: AtomicU32,
+    /// Threads that sleep on `word`.
+    sleepers: AtomicU32,
+}
+
+impl Default for Published {
+    fn default() -> Self {
+        Published {
+            clock: AtomicU64::new(0),
+            reached: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+            vcpu: AtomicU32::new(0),
+            wanted_clock: AtomicU64::new(u64::MAX),
+            wanted_event: AtomicU64::new(u64::MAX),
+            word: AtomicU32::new(0),
+            sleepers: AtomicU32::new(0),
+        }
+    }
 }
 
 impl Published {
+    /// Leaves word that somebody waits for an edge. Returns what `word` must still be when it goes to sleep: then the
+    /// thread had not seen this.
+    fn want(&self, e: &Edge) -> u32 {
+        let word = self.word.load(Ordering::SeqCst);
+        if self.wanted_clock.load(Ordering::SeqCst) > e.clock {
+            self.wanted_clock.fetch_min(e.clock, Ordering::SeqCst);
+        }
+        if self.wanted_event.load(Ordering::SeqCst) > e.event {
+            self.wanted_event.fetch_min(e.event, Ordering::SeqCst);
+        }
+        word
+    }
+
+    /// The thread has published where it is: who waits for that goes on.
+    fn serve(&self) {
+        std::sync::atomic::fence(Ordering::SeqCst);
+        let served = self.clock.load(Ordering::Relaxed) > self.wanted_clock.load(Ordering::SeqCst)
+            || self.reached.load(Ordering::Relaxed) >= self.wanted_event.load(Ordering::SeqCst);
+        if served {
+            self.wake();
+        }
+    }
+
+    /// Wakes all that wait. Those whose point is still to come leave word again: this is forgotten before `word` changes, so
+    /// a wish that gets lost here was made with an old `word`.
+    fn wake(&self) {
+        self.wanted_clock.store(u64::MAX, Ordering::SeqCst);
+        self.wanted_event.store(u64::MAX, Ordering::SeqCst);
+        self.word.fetch_add(1, Ordering::SeqCst);
+        if self.sleepers.load(Ordering::SeqCst) != 0 {
+            super::lock::futex_wake(&self.word, u32::MAX >> 1);
+        }
+    }
+
     fn has_left_behind(&self, e: &Edge) -> bool {
         self.reached.load(Ordering::Acquire) >= e.event
             || self.clock.load(Ordering::Acquire) > e.clock
@@ -85,6 +141,9 @@ pub(super) struct Registry {
     progress: AtomicU64,
 }
 
+/// After so many rounds of waiting the other thread is told. A multiple of 64 later, again: it may have missed it.
+const ASKS: u32 = 8;
+
 /// After so many rounds of waiting it is worth a line in the debug log.
 const LONG: u32 = 2000;
 
@@ -110,7 +169,8 @@ impl Par {
     /// The thread has completed its last event.
     pub(crate) fn unregister(&self, th: &mut Thread) {
         if let Some(p) = th.published.take() {
-            p.ended.store(true, Ordering::Release);
+            p.ended.store(true, Ordering::SeqCst);
+            p.wake();
             self.published.alive.fetch_sub(1, Ordering::SeqCst);
             self.published.progress.fetch_add(1, Ordering::SeqCst);
         }
@@ -124,6 +184,7 @@ impl Par {
             if reached {
                 p.reached.store(th.completed + 1, Ordering::Release);
             }
+            p.serve();
             self.published.progress.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -244,6 +305,7 @@ impl Par {
         }
         let mut wait = Patience::new(self);
         let mut target: Option<Arc<Published>> = None;
+        let mut word = 0;
         loop {
             if target.is_none() {
                 target = self
@@ -258,9 +320,15 @@ impl Par {
                 if p.has_left_behind(e) {
                     break;
                 }
+                if wait.rounds() >= ASKS {
+                    word = p.want(e);
+                    if p.has_left_behind(e) {
+                        break;
+                    }
+                }
                 let v = p.vcpu.load(Ordering::Acquire) as usize;
                 if let Some(s) = self.slots.get(v)
-                    && (wait.rounds() % 64 == 8 || wait.naps())
+                    && (wait.rounds() % 64 == ASKS || wait.naps())
                     && s.state() == State::Running
                 {
                     s.poke();
@@ -279,11 +347,26 @@ impl Par {
                     th.id.0
                 );
             }
-            if wait.snooze(None) {
+            let asleep = target.as_ref().filter(|_| wait.naps());
+            if let Some(p) = asleep {
+                p.sleepers.fetch_add(1, Ordering::SeqCst);
+            }
+            let stuck = wait.snooze(target.as_ref().map(|p| (&p.word, word)));
+            if let Some(p) = asleep {
+                p.sleepers.fetch_sub(1, Ordering::SeqCst);
+            }
+            if stuck {
                 self.stuck(th, &format!("{e:?}"));
             }
         }
         wait.done();
+    }
+
+    /// The least clock that another thread waits for this one to leave behind, if it is still to come.
+    pub(super) fn wanted(&self, th: &mut Thread) -> Option<u64> {
+        let clock = th.ctx().clock();
+        let wanted = th.published.as_ref()?.wanted_clock.load(Ordering::SeqCst);
+        (clock <= wanted && wanted < u64::MAX).then_some(wanted)
     }
 
     fn wait_order(&self, th: &mut Thread, k: u64) {
@@ -394,10 +477,10 @@ struct Patience<'a> {
 /// Rounds of spinning and yielding before a waiting thread sleeps between looks: some 100 us on an idle machine. Threads
 /// that wait for each other's next access are served within the first few.
 const AWAKE: u32 = 400;
-/// Nanoseconds.
-const FIRST_NAP: i64 = 20_000;
+/// Sleepers are woken, but a thread that was asked to come out at its next tick may have missed it. Nanoseconds.
+const FIRST_NAP: i64 = 50_000;
 /// With thousands of threads that wait for their start, looking must not be what keeps the processors busy. Nanoseconds.
-const LONGEST_NAP: i64 = 1_000_000;
+const LONGEST_NAP: i64 = 4_000_000;
 
 impl<'a> Patience<'a> {
     fn new(par: &'a Par) -> Self {

@@ -722,7 +722,7 @@ impl Par {
         }
         let run = match wish {
             Some(_) => (i, i + 1),
-            None => self.run_of(th, held, i, w, class, untouched),
+            None => self.run_of(th, held, i, w, class, &claim),
         };
         let mut edges: Vec<Edge> = Vec::new();
         // The state of the pages, as rights go one by one. The last to lose one makes it what it is to be.
@@ -771,9 +771,10 @@ impl Par {
         i: u32,
         w: &Want,
         class: Class,
-        untouched: bool,
+        claim: &Claim,
     ) -> (u32, u32) {
-        let (first, limit) = self.reach(th, held, i, w, untouched);
+        let untouched = claim.is_untouched();
+        let (first, limit) = self.reach(th, held, i, w, claim);
         let (first, limit) = match held.inner().mapped.around(i) {
             // Untouched memory is had in whole pieces of a mapping: stacks grow down.
             Some((start, end)) if untouched => (
@@ -819,9 +820,9 @@ impl Par {
         held: &mut Held<'_>,
         i: u32,
         w: &Want,
-        untouched: bool,
+        claim: &Claim,
     ) -> (u32, u32) {
-        let near = if untouched || !self.has_keys() {
+        let near = if claim.is_untouched() || !self.has_keys() {
             MAX_RUN
         } else {
             PAGE
@@ -832,8 +833,14 @@ impl Par {
         let behind = rights.run_behind(i + 1, w.write, near);
         let behind = behind.max(th.streams.behind(i + 1, w.write).min(MAX_RUN));
         let (pages, now) = (&held.inner().pages, cycles());
-        let end = pages.reach(i, w.end, before, now).min(RIGHTS_LEN as u32);
-        (pages.reach_down(i, behind, now), end)
+        let mut start = pages.reach_down(i, behind, now);
+        let mut end = pages.reach(i, w.end, before, now);
+        if !self.has_keys()
+            && let Some(moving) = pages.moving(i, claim, now)
+        {
+            (start, end) = (start.min(moving.0), end.max(moving.1));
+        }
+        (start, end.min(RIGHTS_LEN as u32))
     }
 
     /// Takes rights to a run away from vcpu `u`, and adds what that orders to `edges`. `Err`: it is busy; nothing was

@@ -46,6 +46,10 @@ impl Par {
             // Not answered now: what was just got is to be used first. The next tick is soon.
             slot.poke();
         }
+        if self.wanted(th).is_some_and(|w| w + 1 < th.ctx().tick_at) {
+            // Somebody began to wait behind `aim`.
+            slot.poke();
+        }
         true
     }
 
@@ -346,6 +350,7 @@ impl Runtime {
                     par.unlock();
                 }
                 Exit::Tick if th.ctx().clock() < th.ctx().tick_at || th.stop_site().is_some() => {}
+                Exit::Tick if th.ctx().clock() < th.due_tick() => {}
                 Exit::Break | Exit::Stepped | Exit::Check { .. } if debugged => {}
                 other => {
                     if debugged {
@@ -464,6 +469,13 @@ impl Runtime {
                 th.near = false;
                 th.ctx().arm_site(None);
             }
+        }
+        // Where others wait for, if that comes first.
+        if !crate::sched::active()
+            && let Some(wanted) = par.wanted(th)
+            && wanted + 1 < th.ctx().tick_at
+        {
+            th.ctx().set_limit(wanted + 1);
         }
         th.cache = par.slot(th).cache_ptr(th.near);
     }
