@@ -7,6 +7,7 @@
 mod arch;
 mod connection;
 pub mod engine;
+mod memory;
 mod monitor;
 pub mod point;
 mod target;

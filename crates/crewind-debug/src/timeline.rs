@@ -6,9 +6,11 @@
 //! # Checkpoints
 //! A checkpoint is a sleeping process. They are made on the way, at first as often as costs nothing against running; when
 //! there are many, every other one is dropped and the distance doubles, so that their number stays bounded and any moment
-//! is at most two distances behind one. Besides there are a few made where somebody looks around, which are near.
+//! is at most two distances behind one. Besides there are a few made where somebody looks around, which are near. Where
+//! memory is short, fewer are kept.
 
 use crate::engine::{Engine, Error, LookOut, Result};
+use crate::memory;
 use crate::point::Wanted;
 use crewind_guest::debug::wire::{
     Access, Collect, Hit, Place, Point, ProgramInfo, Registers, Run, Step, Stopped, ThreadInfo,
@@ -24,6 +26,8 @@ const DISTANCE: u64 = 40_000_000;
 const REGULAR: usize = 40;
 /// Most near ones.
 const NEAR: usize = 6;
+/// Work from which on a checkpoint is worth a fork: some 5 ms.
+const WORTH: u64 = 2_000_000;
 /// Pages of memory remembered while the process stands still.
 const PAGE: u64 = 4096;
 
@@ -248,26 +252,53 @@ impl Timeline {
 
     fn checkpoint_when_due(&mut self) -> Result<()> {
         let here = self.place();
-        let before = self.checkpoints.range(..=here.point).next_back();
+        // Near ones go when others are made: they leave no room for a regular one.
+        let mut before = self.checkpoints.range(..=here.point).rev();
+        let before = before.find(|(p, _)| !self.near.contains(p));
         if before.is_some_and(|(_, c)| self.work < c.work + self.distance) {
             return Ok(());
         }
-        self.checkpoint()?;
+        if memory::is_short() {
+            self.give_memory_back();
+            return Ok(());
+        }
+        match self.checkpoint() {
+            // There is no room for another process.
+            Err(Error::Refused(_)) => {
+                self.give_memory_back();
+                return Ok(());
+            }
+            other => other?,
+        }
         let regular = self.checkpoints.len() - self.near.len();
         if regular > REGULAR {
-            self.distance *= 2;
-            let mut keep = true;
-            let near = &self.near;
-            // The first one, the beginning, stays.
-            self.checkpoints.retain(|p, _| {
-                if near.contains(p) {
-                    return true;
-                }
-                keep = !keep;
-                !keep
-            });
+            self.thin_out();
         }
         Ok(())
+    }
+
+    /// Drops every other regular checkpoint, and makes fewer from now on. The first one, the beginning, stays.
+    fn thin_out(&mut self) {
+        self.distance = self.distance.saturating_mul(2);
+        let mut keep = true;
+        let near = &self.near;
+        self.checkpoints.retain(|p, _| {
+            if near.contains(p) {
+                return true;
+            }
+            keep = !keep;
+            !keep
+        });
+    }
+
+    /// Memory is short: sleeping processes keep what the running one changes.
+    fn give_memory_back(&mut self) {
+        while self.near.len() > 1 {
+            if let Some(old) = self.near.pop_front() {
+                self.checkpoints.remove(&old);
+            }
+        }
+        self.thin_out();
     }
 
     fn checkpoint(&mut self) -> Result<()> {
@@ -287,6 +318,12 @@ impl Timeline {
         let point = self.place().point;
         if self.checkpoints.contains_key(&point) {
             return Ok(());
+        }
+        if memory::is_short() {
+            self.give_memory_back();
+            if !self.near.is_empty() {
+                return Ok(());
+            }
         }
         self.checkpoint()?;
         self.near.push_back(point);
@@ -367,6 +404,20 @@ impl Timeline {
         })
     }
 
+    /// Goes to a little before a place, where a checkpoint is worth its time: see `stops_before`.
+    fn go_near(&mut self, place: Place, poll: Poll<'_>) -> Result<()> {
+        let point = place.point;
+        self.start_from(self.before(point), point)?;
+        self.current.look_out(&LookOut::default())?;
+        let run = Run {
+            goal: Some(point),
+            until: Some((place.thread, point.clock.saturating_sub(1))),
+            ..Run::default()
+        };
+        self.stops_before(run, poll)?;
+        Ok(())
+    }
+
     /// Goes to a moment.
     ///
     /// # Errors
@@ -430,8 +481,18 @@ impl Timeline {
         let (engine, work) = (c.engine.fork()?, c.work);
         self.moved(engine, work, None);
         self.current.look_out(&LookOut::default())?;
+        let before = Run {
+            until: Some((thread, clock.saturating_sub(1))),
+            ..Run::default()
+        };
+        if self.stops_before(before, poll)? {
+            return Ok(Reason::Interrupted);
+        }
         loop {
             let here = self.place();
+            if self.ended.is_some() {
+                break;
+            }
             let mut run = Run {
                 until: Some((thread, clock)),
                 ..Run::default()
@@ -465,6 +526,20 @@ impl Timeline {
             "thread {thread} never is at clock {clock}{}",
             pc.map(|pc| format!(", pc {pc:#x}")).unwrap_or_default()
         )))
+    }
+
+    /// Runs up to a little before where somebody wants to go, and makes a checkpoint there if that is far from the last one:
+    /// who has come there goes on in small steps, also backwards. True: interrupted.
+    fn stops_before(&mut self, run: Run, poll: Poll<'_>) -> Result<bool> {
+        let work = self.work;
+        let stopped = self.forwards(run, poll)?;
+        match stopped.why {
+            Why::Work => return Ok(true),
+            Why::End(_) => {}
+            _ if self.work - work < WORTH => {}
+            _ => self.checkpoint_near()?,
+        }
+        Ok(false)
     }
 
     /// Whether a thread was seen at or before a moment.
@@ -535,6 +610,7 @@ impl Timeline {
         }
         match hit {
             Some(hit) => {
+                self.go_near(hit.place, poll)?;
                 self.go_to_point(hit.place.point, poll)?;
                 Ok(match hit.why {
                     Why::Watch(w) => Reason::Watch(w),
@@ -597,6 +673,10 @@ impl Timeline {
                     last = stopped.last.or(last);
                     if stopped.why != Why::Work {
                         break;
+                    }
+                    if poll() {
+                        self.go_to_point(present.point, &mut || false)?;
+                        return Ok(Reason::Interrupted);
                     }
                 }
                 self.pages.clear();
