@@ -227,6 +227,24 @@ pub fn read_u32(addr: u64) -> Result<u32, Fault> {
     Err(Fault { copied: 0 })
 }
 
+/// Writes a 32-bit word at an aligned address if it still has a value that was read before, as one access of the processor:
+/// other processes may use it at the same time. False: it has another value.
+pub fn swap_u32(addr: u64, old: u32, new: u32) -> Result<bool, Fault> {
+    touch(addr, 4, true);
+    if !is_guest(addr, 4) || !addr.is_multiple_of(4) {
+        return Err(Fault { copied: 0 });
+    }
+    let new = new.to_ne_bytes();
+    match shared::raw::swap(addr, &old.to_ne_bytes(), &new) {
+        Ok(shared::raw::Swap::Done) => {
+            shared::was_written(addr, &new);
+            Ok(true)
+        }
+        Ok(shared::raw::Swap::Changed) => Ok(false),
+        Err(shared::raw::Gone) => Err(Fault { copied: 0 }),
+    }
+}
+
 /// Writes a 64-bit word.
 pub fn write_u64(addr: u64, value: u64) -> Result<(), Fault> {
     touch(addr, 8, true);

@@ -95,13 +95,20 @@ impl Runtime {
     }
 
     fn owner_died(&mut self, addr: u64, tid: i32) {
-        let Ok(v) = guestmem::read_u32(addr) else {
-            return;
-        };
-        if v & TID_MASK == tid as u32 {
-            let new = (v & WAITERS) | OWNER_DIED;
-            if self.put_guest(addr, &new.to_le_bytes()) && v & WAITERS != 0 {
-                self.wake(addr);
+        self.prepare_write(addr, 4);
+        // Others may come to wait at the same moment, in other processes too.
+        while let Ok(v) = guestmem::read_u32(addr)
+            && v & TID_MASK == tid as u32
+        {
+            match guestmem::swap_u32(addr, v, (v & WAITERS) | OWNER_DIED) {
+                Ok(true) => {
+                    if v & WAITERS != 0 {
+                        self.wake(addr);
+                    }
+                    return;
+                }
+                Ok(false) => {}
+                Err(_) => return,
             }
         }
     }

@@ -142,11 +142,11 @@ pub fn fixup(pc: u64) -> Option<u64> {
 
 /// The memory was not there, or not accessible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Gone;
+pub(crate) struct Gone;
 
 /// How an exchange ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Swap {
+pub(crate) enum Swap {
     Done,
     /// Somebody else was faster.
     Changed,
@@ -232,7 +232,7 @@ pub(super) fn swappable(addr: u64, len: usize) -> bool {
 }
 
 /// Stores `new` if what is there is still `old`.
-pub(super) fn swap(addr: u64, old: &[u8], new: &[u8]) -> Result<Swap, Gone> {
+pub(crate) fn swap(addr: u64, old: &[u8], new: &[u8]) -> Result<Swap, Gone> {
     debug_assert!(old.len() == new.len() && swappable(addr, old.len()));
     let at = addr as *mut u8;
     let (o, n) = (word(old), word(new));
