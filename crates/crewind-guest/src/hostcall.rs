@@ -57,6 +57,15 @@ pub unsafe fn guest_syscall(nr: u32, args: &[u64; 6], pending: &AtomicU32) -> i6
     unsafe { crewind_guest_syscall(u64::from(nr), args.as_ptr(), pending) }
 }
 
+/// Tells the kernel where the calling thread's list of robust mutexes is in the guest; 0: it has none. What the kernel does
+/// with it at the thread's end is in futex words that have the thread's number, which is the host's.
+pub fn set_robust_list(head: u64) {
+    /// Size of `struct robust_list_head`.
+    const SIZE: u64 = 24;
+    // SAFETY: the kernel looks at the list when the thread ends, and bears with whatever is there.
+    unsafe { raw(libc::SYS_set_robust_list, [head, SIZE, 0, 0, 0, 0]) };
+}
+
 /// For the host signal handler: where to continue instead when `pc` lies in the window.
 pub fn window_fixup(pc: u64) -> Option<u64> {
     let start = &raw const crewind_guest_syscall_window as u64;

@@ -28,7 +28,9 @@ impl Runtime {
         let status = call.int(0);
         match self.mode {
             Mode::Record => {
-                // First, for what it takes to touch that memory belongs in front of the event.
+                // First, for what it takes to touch that memory belongs in front of the event. The kernel is not to do it
+                // again, when the list may be something else.
+                hostcall::set_robust_list(0);
                 self.thread_ends(th);
                 th.append_at(call.clock, call.pc, call.regs, Event::ThreadExit { status })
             }
@@ -57,7 +59,8 @@ impl Runtime {
         Flow::End
     }
 
-    /// What the kernel does in guest memory when a thread ends.
+    /// What the kernel does in guest memory when a thread ends and the process goes on. When the process ends, what matters is
+    /// left to the kernel: robust mutexes in memory that others share.
     fn thread_ends(&mut self, th: &mut Thread) {
         self.walk_robust_list(th);
         if th.clear_tid != 0 && self.put_guest(th.clear_tid, &0u32.to_le_bytes()) {
@@ -131,8 +134,6 @@ impl Runtime {
         let memory = self.checksums().then(|| self.space.checksum());
         match self.mode {
             Mode::Record => {
-                // A process that shares memory with others tells those who wait for this thread.
-                self.thread_ends(th);
                 let event = Event::ProcessExit {
                     status: Some(status),
                     signal: None,

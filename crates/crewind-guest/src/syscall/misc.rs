@@ -3,6 +3,7 @@
 use super::{Call, Logged, capture};
 use crate::fds::Class as FdClass;
 use crate::guestmem;
+use crate::hostcall;
 use crate::procfs::{Dirents, filter_dirents};
 use crate::runtime::{Flow, Runtime};
 use crate::start::Mode;
@@ -31,6 +32,10 @@ impl Runtime {
             libc::SYS_set_robust_list => {
                 if b == 24 {
                     th.robust = (a, b);
+                    if self.recording() {
+                        // However the process ends, other processes are told.
+                        hostcall::set_robust_list(a);
+                    }
                     0
                 } else {
                     EINVAL

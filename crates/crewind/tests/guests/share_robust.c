@@ -3,6 +3,9 @@
 // timeout: 60
 #include "check.h"
 #include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 enum { PROCESSES = 8, ROUNDS = 12 };
@@ -24,6 +27,11 @@ static void *dies(void *arg) {
     own();
     return arg;
 }
+static void *stays(void *arg) {
+    own();
+    atomic_store((_Atomic int *)arg, 1);
+    for (;;) pause();
+}
 int main(void) {
     all = mmap(0, sizeof *all, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(all != MAP_FAILED);
@@ -38,12 +46,21 @@ int main(void) {
             children[i] = fork();
             CHECK(children[i] >= 0);
             if (children[i] == 0) {
-                if (i % 2) {
-                    pthread_t thread;
+                pthread_t thread;
+                static _Atomic int owns;
+                switch (i % 4) {
+                case 0: own(); break;
+                case 1:
                     CHECK(pthread_create(&thread, 0, dies, 0) == 0);
                     CHECK(pthread_join(thread, 0) == 0);
-                } else {
+                    break;
+                case 2: // another thread has it
+                    CHECK(pthread_create(&thread, 0, stays, (void *)&owns) == 0);
+                    while (!owns) sched_yield();
+                    break;
+                case 3: // killed
                     own();
+                    raise(round % 2 ? SIGTERM : SIGKILL);
                 }
                 _exit(i);
             }
@@ -51,7 +68,8 @@ int main(void) {
         for (int i = 0; i < PROCESSES; i++) {
             int status;
             CHECK(waitpid(children[i], &status, 0) == children[i]);
-            CHECK(WIFEXITED(status) && WEXITSTATUS(status) == i);
+            if (i % 4 == 3) CHECK(WIFSIGNALED(status) && WTERMSIG(status) == (round % 2 ? SIGTERM : SIGKILL));
+            else CHECK(WIFEXITED(status) && WEXITSTATUS(status) == i);
         }
     }
     printf("%ld owners, %ld told of a dead one\n", all->owners, all->told);
