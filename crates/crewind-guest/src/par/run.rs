@@ -566,11 +566,9 @@ impl Runtime {
 
     /// Handlers of faults are to see flags, in all caches.
     pub(crate) fn handlers_want_flags(&mut self, th: &mut Thread, par: &'static Par) {
-        let handles_faults = self.actions.iter().enumerate().any(|(n, a)| {
-            n > 0
-                && crate::signal::SYNCHRONOUS & crate::signal::bit(n as u32) != 0
-                && a.handler > crate::signal::IGN
-        });
+        let actions = self.actions.iter().zip(0u32..).skip(1);
+        let mut actions = actions.map(|(action, signo)| (signo, action));
+        let handles_faults = actions.any(|(n, a)| crate::signal::deliver::wants_flags(n, a));
         if handles_faults {
             self.invalidate_everywhere(th, par, crewind_x86::CodeCache::show_flags_at_faults);
         }

@@ -30,6 +30,14 @@ pub enum Effect {
     Fatal,
 }
 
+/// Whether a handler may look at the flags of a fault: one that gets the machine's state. (The others have no way to it but
+/// their own stack, which no compiler or library looks at.)
+pub(crate) fn wants_flags(signo: u32, action: &SigAction) -> bool {
+    SYNCHRONOUS & bit(signo) != 0
+        && action.handler > IGN
+        && action.flags & libc::SA_SIGINFO as u64 != 0
+}
+
 /// Memory that holds a signal's frame, and some more.
 fn frame_reach(action: &SigAction, stack: &super::Stack, sp: u64) -> (u64, u64) {
     const REACH: u64 = 8192;
@@ -251,8 +259,7 @@ impl Runtime {
     /// Sets a disposition, and the host's to match when recording.
     pub fn set_action(&mut self, signo: u32, action: SigAction) {
         self.actions[signo as usize] = action;
-        if SYNCHRONOUS & bit(signo) != 0 && action.handler > IGN {
-            // Its handler may look at the flags of a fault.
+        if wants_flags(signo, &action) {
             self.cache.show_flags_at_faults();
             if let Some(par) = self.par {
                 self.in_all_caches(par, CodeCache::show_flags_at_faults);
