@@ -386,11 +386,15 @@ impl Runtime {
                     info.trapno = 6;
                     self.raise(th, info)
                 }
-                Exit::Stepped
-                | Exit::EventSite
-                | Exit::Break
-                | Exit::Check { .. }
-                | Exit::Untranslated => Flow::Go,
+                Exit::Break => {
+                    if self.reached_function(th) {
+                        how = How::Step;
+                    }
+                    Flow::Go
+                }
+                Exit::Stepped | Exit::EventSite | Exit::Check { .. } | Exit::Untranslated => {
+                    Flow::Go
+                }
             };
             if flow == Flow::End {
                 return;

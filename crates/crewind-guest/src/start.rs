@@ -153,6 +153,8 @@ pub struct Deferred {
     pub more: std::collections::BTreeMap<String, String>,
     /// A signal that begins a recording, instead of reaching the program.
     pub start_signal: Option<u32>,
+    /// A function at whose first call a recording begins, as people write its name.
+    pub start_function: Option<String>,
     /// A recording begins with the first program.
     pub start_now: bool,
     /// How long a recording goes on, milliseconds.

@@ -104,6 +104,9 @@ pub struct RecordArgs {
     /// Record only from when the program gets this signal (USR1, or a number), which does not reach it.
     #[arg(long, value_name = "SIGNAL", value_parser = crate::part::parse_signal)]
     pub start_at_signal: Option<u32>,
+    /// Record only from the first call of this function: `work`, `ns::Class::method`, `main.handle`, or a symbol.
+    #[arg(long, value_name = "FUNCTION", conflicts_with = "start_at_signal")]
+    pub start_at_function: Option<String>,
     /// Record only so long: 500ms, 10s, 2m. The program goes on.
     #[arg(long, value_name = "TIME", value_parser = crate::part::parse_time)]
     pub stop_after: Option<std::time::Duration>,

@@ -20,6 +20,7 @@ pub fn run(args: LockstepArgs) -> Result<i32> {
         .map_err(|e| Error::usage(format!("cannot make {}: {e}", place.display())))?;
     let record = RecordArgs {
         start_at_signal: None,
+        start_at_function: None,
         stop_after: None,
         sharing: crate::cli::SharingArg::Serial,
         output: Some(place.join("trace")),

@@ -30,18 +30,24 @@ pub fn run(args: &RunArgs) -> Result<i32> {
     supervised(&args.command, args.cpus, sharing, deferred)
 }
 
+/// Whether `crewind record` is to record only a part of the run.
+pub fn is_asked(args: &RecordArgs) -> bool {
+    args.start_at_signal.is_some() || args.start_at_function.is_some() || args.stop_after.is_some()
+}
+
 /// `crewind record` of a part of the run.
 pub fn record(args: &RecordArgs) -> Result<i32> {
     if args.checksum || args.no_pkeys {
         return Err(Error::usage(
-            "--checksum and --no-pkeys do not go together with --start-at-signal and --stop-after",
+            "--checksum and --no-pkeys do not go together with --start-at-signal, --start-at-function and --stop-after",
         ));
     }
     let sharing = sharing(args.sharing, "recordings of a part of the run")?;
     let deferred = Deferred {
         output: args.output.as_deref().map(absolute).transpose()?,
         start_signal: args.start_at_signal,
-        start_now: args.start_at_signal.is_none(),
+        start_function: args.start_at_function.clone(),
+        start_now: args.start_at_signal.is_none() && args.start_at_function.is_none(),
         stop_after: args.stop_after.map(millis),
         ..Deferred::default()
     };
@@ -80,6 +86,16 @@ fn supervised(
     for warning in &program.warnings {
         say(warning);
     }
+    let missed = match (&deferred.start_function, deferred.start_signal) {
+        (Some(name), _) => Some(format!(
+            "no process called {name} (`nm -C` shows the functions of a program; what is stripped, or inlined wherever it is used, is not found)"
+        )),
+        (None, Some(signal)) => Some(format!(
+            "no process got {}",
+            crewind_syscalls::signal_name(signal as i32).unwrap_or("the signal")
+        )),
+        (None, None) => None,
+    };
     deferred.more = inherited.to_meta();
     deferred
         .more
@@ -105,6 +121,11 @@ fn supervised(
     };
     let mut guest = supervise::spawn(start, &inherited, SignalsGo::ToGuest, Vec::new())?;
     let outcome = guest.wait(Until::RootThen(record::GRACE))?;
+    if guest.parts().count() == 0
+        && let Some(why) = missed
+    {
+        say(&format!("nothing was recorded: {why}"));
+    }
     if let Some(errno) = outcome.cannot_execute {
         return Err(record::cannot_execute(command, errno));
     }
@@ -115,6 +136,7 @@ fn supervised(
 #[derive(Default)]
 pub struct Parts {
     open: BTreeMap<PathBuf, Part>,
+    began: usize,
 }
 
 struct Part {
@@ -130,6 +152,12 @@ impl Parts {
             began: Instant::now(),
         };
         self.open.insert(trace, part);
+        self.began += 1;
+    }
+
+    /// How many have begun so far.
+    pub fn count(&self) -> usize {
+        self.began
     }
 
     /// It has ended: completes its trace.

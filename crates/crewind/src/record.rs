@@ -30,7 +30,7 @@ pub const GRACE: Duration = Duration::from_millis(300);
 
 /// Records; returns the exit status, or does not return when the guest ended by a signal.
 pub fn run(args: RecordArgs) -> Result<i32> {
-    if args.start_at_signal.is_some() || args.stop_after.is_some() {
+    if part::is_asked(&args) {
         return part::record(&args);
     }
     record(&args, None).map(Ended::repeat)

@@ -17,6 +17,9 @@ use crate::start::Deferred;
 /// A recording is to begin without a request.
 static BEGIN: AtomicBool = AtomicBool::new(false);
 
+/// A recording has begun without this thread.
+static BEGUN: AtomicBool = AtomicBool::new(false);
+
 /// How often signals and times are looked at.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -28,6 +31,11 @@ pub fn socket_name(pid: i32) -> String {
 /// Has a recording begun.
 pub(super) fn begin_soon() {
     BEGIN.store(true, Ordering::Release);
+}
+
+/// One has.
+pub(super) fn has_begun() {
+    BEGUN.store(true, Ordering::Release);
 }
 
 /// Starts the thread.
@@ -91,6 +99,9 @@ fn serve(listener: &UnixListener, looks: bool, stop_after: Option<Duration>) {
             if asked == Some(Asked::Start) {
                 until = stop_after.map(|d| Instant::now() + d);
             }
+        }
+        if BEGUN.swap(false, Ordering::AcqRel) {
+            until = stop_after.map(|d| Instant::now() + d);
         }
         if BEGIN.swap(false, Ordering::AcqRel) {
             match begin() {

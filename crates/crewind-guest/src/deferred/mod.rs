@@ -20,6 +20,7 @@
 mod calls;
 pub mod checkpoint;
 mod control;
+mod function;
 
 pub use control::socket_name;
 mod memory;
@@ -97,6 +98,8 @@ pub struct State {
     /// The recording under way.
     active: Option<Active>,
     calls: calls::Calls,
+    /// A recording begins where this is first called.
+    function: Option<function::Function>,
 }
 
 /// A recording under way.
@@ -116,6 +119,7 @@ impl State {
             next_thread: 2,
             active: None,
             calls: calls::Calls::default(),
+            function: (options.start_function.as_deref()).map(function::Function::new),
         })
     }
 }
@@ -158,10 +162,11 @@ pub(crate) fn now_parallel() {
 }
 
 /// Starts listening to requests from outside, in a process that has just begun.
-pub(crate) fn listen(rt: &Runtime) {
+pub(crate) fn listen(rt: &mut Runtime) {
     if let Some(state) = &rt.deferred {
         control::start(&state.options);
     }
+    rt.look_for_function(None);
 }
 
 /// The world standing still for a host thread that runs no guest thread.
@@ -244,6 +249,10 @@ impl Runtime {
             return;
         };
         state.options.start_now = false;
+        if state.function.is_none() {
+            // Its parent has got there.
+            state.options.start_function = None;
+        }
         *state = State::new(&state.options);
         WANTED.store(0, Ordering::Release);
         set_phase(Phase::Off);

@@ -556,6 +556,7 @@ impl Runtime {
         th.epoch = par.epoch();
         th.in_event = true;
         self.handlers_want_flags(th, par);
+        self.stop_in_new_caches(th);
         if self.mode == Mode::Replay {
             self.new_caches();
             par.register(th);

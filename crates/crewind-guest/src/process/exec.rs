@@ -254,8 +254,12 @@ impl Runtime {
         let limit = guest_stack_limit();
         let bytes = |v: Vec<Vec<u8>>| v.into_iter().map(Bytes).collect();
         let part = self.deferred.is_some();
+        let part_looks = self.looks_for_function();
         if let Some(deferred) = &mut self.options.deferred {
             deferred.start_now = false;
+            if !part_looks {
+                deferred.start_function = None;
+            }
         }
         let start = GuestStart {
             mode: self.mode,

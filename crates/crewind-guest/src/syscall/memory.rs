@@ -316,6 +316,9 @@ impl Runtime {
         self.after_mapping(th, ret, a.len);
         if ret >= 0 {
             self.mapped_anew(ret as u64, a.len);
+            if regular && a.prot & libc::PROT_EXEC != 0 {
+                self.look_for_function(Some(th));
+            }
             if regular && matches!(th.log, crate::log::Log::Off) {
                 // Kept when a recording begins.
             } else if regular {

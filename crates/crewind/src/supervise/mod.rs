@@ -113,6 +113,11 @@ pub struct Guest {
 const AFTER_FAILURE: Duration = Duration::from_millis(500);
 
 impl Guest {
+    /// Recordings of parts of the run so far.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
     /// The control socket, to be handed to the keeper.
     pub fn into_control(self) -> OwnedFd {
         self.control

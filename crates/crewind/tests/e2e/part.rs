@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::harness::{CREWIND, Output, Place, build, find_program, run, show, skip};
+use crate::harness::{CREWIND, Output, Place, build, find_program, guest_sources, run, show, skip};
 
 const LIMIT: Duration = Duration::from_secs(200);
 
@@ -370,6 +370,86 @@ fn part_of_a_process_that_crewind_did_not_start() {
         text(&started.stderr).contains("crewind run -- CMD"),
         "{}",
         show(&started)
+    );
+    place.clear();
+}
+
+/// Records from a function on; the run's result, and the output of the replay if there is a recording.
+fn recorded_from(function: &str, command: &[&str]) -> (Output, Option<String>) {
+    let place = Place::new("part_function");
+    let words: Vec<&str> = ["record", "-o", "t", "--start-at-function", function, "--"]
+        .into_iter()
+        .chain(command.iter().copied())
+        .collect();
+    let recorded = crewind(&place, &words);
+    let replayed = place.work.join("t").exists().then(|| {
+        let words = ["replay", "t"];
+        let replayed = crewind(&place, &words);
+        assert_eq!(
+            replayed.status.code(),
+            recorded.status.code(),
+            "{}",
+            show(&replayed)
+        );
+        text(&replayed.stdout)
+    });
+    place.clear();
+    (recorded, replayed)
+}
+
+#[test]
+fn part_begins_where_a_function_is_first_called() {
+    let source = guest_sources().join("part_function.cpp");
+    let flags = ["-lpthread".into(), "-ldl".into()];
+    let program = build(&source, &flags, "");
+    let program = program.to_str().expect("it is a name");
+    let fixed = build(&source, &["-static".into()], "-static");
+    let fixed = fixed.to_str().expect("it is a name");
+    let place = Place::new("part_library");
+    let library = place.work.join("late.so");
+    let code = place.work.join("late.c");
+    std::fs::write(
+        &code,
+        "#include <stdio.h>\nvoid in_library(int k) { printf(\"library %d\\n\", k); }\n",
+    )
+    .expect("the scratch directory can be written");
+    let made = std::process::Command::new("gcc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &code])
+        .status()
+        .expect("gcc runs");
+    assert!(made.success());
+    let library = library.to_str().expect("it is a name");
+
+    let all =
+        "before\nrun 0\nrun 1\nrun 2\nrun 0\nrun 1\nrun 2\nlate 6\nlibrary 0\nlibrary 1\nend\n";
+    for (function, first) in [
+        ("main", "before"),
+        ("outer::Work::run", "run 0"),
+        ("outer::Work::run(int)", "run 0"),
+        ("_ZN5outer4Work3runEi", "run 0"),
+        ("late", "late 6"),
+        ("in_library", "library 0"),
+    ] {
+        let (ran, replayed) = recorded_from(function, &[program, library]);
+        assert_eq!(ran.status.code(), Some(7), "{}", show(&ran));
+        assert_eq!(text(&ran.stdout), all, "{}", show(&ran));
+        let from = all.find(first).expect("it is printed");
+        assert_eq!(replayed.as_deref(), Some(&all[from..]), "{function}");
+    }
+    let (_, replayed) = recorded_from("late", &[fixed]);
+    assert_eq!(replayed.as_deref(), Some("late 6\nend\n"));
+    // In a child, whose recording it then is.
+    let script = "$0; echo between; $0; exit 7";
+    let (ran, replayed) = recorded_from("late", &["sh", "-c", script, program]);
+    assert_eq!(replayed.as_deref(), Some("late 6\nend\n"), "{}", show(&ran));
+    // Nowhere.
+    let (ran, replayed) = recorded_from("nowhere", &[program]);
+    assert_eq!((ran.status.code(), replayed), (Some(7), None));
+    assert!(
+        text(&ran.stderr).contains("nothing was recorded: no process called nowhere"),
+        "{}",
+        show(&ran)
     );
     place.clear();
 }
