@@ -73,7 +73,10 @@ impl BlockingEventLoop for Loop {
 /// The replaying process is gone.
 pub fn serve(session: &mut Session, connection: Connection) -> Result<Ended, Error> {
     let stub = GdbStub::new(connection);
-    match stub.run_blocking::<Loop>(session) {
+    let served = stub.run_blocking::<Loop>(session);
+    // Who comes next finds the recording.
+    session.forget_copy();
+    match served {
         Ok(DisconnectReason::Kill) => Ok(Ended::Killed),
         Ok(_) => Ok(Ended::Detached),
         Err(e) if e.is_connection_error() => Ok(Ended::Detached),

@@ -6,6 +6,7 @@
 
 mod arch;
 mod connection;
+mod copy;
 pub mod engine;
 mod monitor;
 pub mod point;

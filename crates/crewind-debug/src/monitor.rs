@@ -50,6 +50,7 @@ impl Session {
     /// There is no such moment.
     pub fn goto(&mut self, to: &str) -> Result<String, Error> {
         let wanted = Wanted::parse(to).map_err(Error::Refused)?;
+        self.forget_copy();
         let reason = self.timeline.go_to(wanted, &mut || false)?;
         let ended = match reason {
             Reason::End(_) if wanted != Wanted::End => "that is behind the end; ",

@@ -56,6 +56,8 @@ pub enum Reason {
     },
     /// In front of the delivery of a signal.
     Signal(u32),
+    /// Away from the recording, the thread cannot go on: why.
+    Cannot(String),
     /// There is nothing before.
     Start,
     /// There is nothing behind; how the process ended.
@@ -190,6 +192,11 @@ impl Timeline {
 
     // What is looked out for.
 
+    /// The breakpoints.
+    pub fn breaks(&self) -> &[u64] {
+        &self.looks_out.breaks
+    }
+
     /// Adds or removes a breakpoint.
     pub fn set_break(&mut self, pc: u64, on: bool) {
         let breaks = &mut self.looks_out.breaks;
@@ -322,6 +329,7 @@ impl Timeline {
             Why::Watch(w) => Reason::Watch(w),
             Why::Call { nr, done } => Reason::Call { nr, done },
             Why::Signal(s) => Reason::Signal(s),
+            Why::Cannot(why) => Reason::Cannot(why),
             Why::End(how) => Reason::End(how),
         })
     }

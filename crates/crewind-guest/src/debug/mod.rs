@@ -12,6 +12,7 @@
 //! - A thread that has been stopped goes on from exactly the state it stopped in.
 
 mod serve;
+mod stray;
 mod watch;
 pub mod wire;
 
@@ -73,6 +74,14 @@ static ON: AtomicBool = AtomicBool::new(false);
 
 /// Whether all output is left out.
 static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// This process has left the recording, for a look at what would be.
+static STRAYS: AtomicBool = AtomicBool::new(false);
+
+/// Whether the guest does something that is not in the recording, in a copy of the process that is thrown away.
+pub(crate) fn strays() -> bool {
+    STRAYS.load(Ordering::Relaxed)
+}
 
 /// What of the output of this process appears.
 pub(crate) fn shows_output() -> Shows {
