@@ -12,7 +12,7 @@
 use crate::arch::Regs;
 use crate::engine::{Engine, Error, LookOut, Result};
 use crate::timeline::{Poll, Reason};
-use crewind_guest::debug::wire::{Registers, Stray, Why};
+use crewind_guest::debug::wire::{Registers, Step, Stray, Why};
 
 /// Ticks between two looks at the connection: some 20 ms.
 const QUANTUM: u64 = 8_000_000;
@@ -24,6 +24,9 @@ pub(crate) struct Copy {
     thread: u32,
     /// Its registers in the recording.
     original: Registers,
+    /// Another thread that was stepped, and its registers before: gdb steps over a breakpoint of one before it lets another
+    /// go on. Only one thread moves in a copy, so it is put back.
+    aside: Option<(u32, Registers)>,
     /// Something was written that no call was for.
     written: bool,
 }
@@ -39,13 +42,25 @@ impl Copy {
             engine: engine.fork()?,
             thread,
             original,
+            aside: None,
             written: false,
         })
     }
 
-    /// The thread that runs.
+    /// The thread that ran last, or will.
     pub(crate) fn thread(&self) -> u32 {
-        self.thread
+        match &self.aside {
+            Some((thread, _)) => *thread,
+            None => self.thread,
+        }
+    }
+
+    /// Puts a thread back where it was.
+    fn put_back(&mut self) -> Result<()> {
+        match self.aside.take() {
+            Some((thread, registers)) => self.engine.set_registers(thread, &registers),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn registers(&mut self, thread: u32) -> Result<Registers> {
@@ -70,6 +85,7 @@ impl Copy {
 
     /// Changes the registers of a thread. `original`: what they are in the recording.
     pub(crate) fn set(&mut self, thread: u32, wanted: &Regs, original: Registers) -> Result<()> {
+        self.put_back()?;
         let now = self.engine.registers(thread)?;
         let Some(r) = wanted.to_wire(&now) else {
             return Err(Error::Refused("these are not all registers".into()));
@@ -88,25 +104,33 @@ impl Copy {
 
     /// Whether something was changed that nobody has used.
     pub(crate) fn is_changed(&mut self) -> bool {
-        self.written
-            || (self.engine.registers(self.thread)).is_ok_and(|now| now != self.original)
+        // As gdb sees them: it puts nothing else back.
+        let seen = |r: &Registers| Regs::new(r, true);
+        let now = self.engine.registers(self.thread);
+        self.written || now.is_ok_and(|now| seen(&now) != seen(&self.original))
     }
 
     /// Goes on, until something happens.
     pub(crate) fn go(
         &mut self,
-        step: Option<Option<(u64, u64)>>,
+        step: Option<Step>,
         breaks: &[u64],
         poll: Poll<'_>,
     ) -> Result<Reason> {
         self.written = false;
+        self.put_back()?;
+        let thread = step.map_or(self.thread, |s| s.thread);
+        if thread != self.thread {
+            self.aside = Some((thread, self.engine.registers(thread)?));
+        }
         self.engine.look_out(&LookOut {
             breaks: breaks.to_vec(),
             ..LookOut::default()
         })?;
         let how = Stray {
-            thread: self.thread,
-            step,
+            thread,
+            step: step.is_some(),
+            range: step.and_then(|s| s.range),
             work: QUANTUM,
         };
         loop {

@@ -119,7 +119,7 @@ impl Session {
         let mut copy = self.copy.take()?;
         let step = match self.resume {
             Resume::Continue => None,
-            Resume::Step(s) => Some(s.range),
+            Resume::Step(s) => Some(s),
             Resume::Back | Resume::StepBack(_) => return None,
         };
         if self.jump.is_some() {

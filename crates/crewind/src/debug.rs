@@ -378,6 +378,8 @@ fn with_gdb(
     execute("set confirm off".into());
     // Commands that move in time may take long.
     execute("set remotetimeout 3600".into());
+    // A function that is called and crashes is given up.
+    execute("set unwindonsignal on".into());
     execute("set sysroot /".into());
     execute(format!("file {}", file.display()));
     execute(format!("source {}", script.display()));

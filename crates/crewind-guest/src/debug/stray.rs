@@ -123,24 +123,22 @@ impl Runtime {
     }
 
     fn stray_until(&mut self, d: &Debugger, th: &mut Thread, how: &Stray, until: u64) -> Why {
-        let mut alone = how.step.is_some();
+        let mut alone = how.step;
         let mut stepped = false;
         loop {
             let pc = th.ctx().rip;
-            if let Some(range) = how.step {
-                let inside = range.is_some_and(|(from, to)| (from..to).contains(&pc));
-                if stepped && !inside {
-                    return Why::Step;
-                }
+            let inside = |(from, to): (u64, u64)| (from..to).contains(&pc);
+            if how.step && stepped && !how.range.is_some_and(inside) {
+                return Why::Step;
             }
             // A step does its first instruction whatever is there.
-            if d.breaks.contains(&pc) && (how.step.is_none() || stepped) {
+            if d.breaks.contains(&pc) && (!how.step || stepped) {
                 return Why::Break;
             }
             if th.ctx().clock() >= until {
                 return Why::Work;
             }
-            let single = std::mem::replace(&mut alone, how.step.is_some());
+            let single = std::mem::replace(&mut alone, how.step);
             let exit = self.stray_enter(th, single);
             if !matches!(exit, Exit::Fault | Exit::FetchFault { .. }) {
                 stepped |= single;
@@ -171,11 +169,8 @@ impl Runtime {
                         None => self.cache.pass_check(th.ctx(), site),
                     }
                 }
-                Exit::Tick
-                | Exit::Stepped
-                | Exit::EventSite
-                | Exit::Break
-                | Exit::Untranslated => {}
+                Exit::Tick | Exit::Stepped | Exit::EventSite | Exit::Break | Exit::Untranslated => {
+                }
             }
         }
     }
@@ -251,7 +246,11 @@ impl Runtime {
             libc::SYS_getpid => i64::from(self.pid),
             libc::SYS_gettid => i64::from(th.tid),
             libc::SYS_kill | libc::SYS_tkill | libc::SYS_tgkill => {
-                let target = if i64::from(call.nr) == libc::SYS_tgkill { 1 } else { 0 };
+                let target = if i64::from(call.nr) == libc::SYS_tgkill {
+                    1
+                } else {
+                    0
+                };
                 let (to, signo) = (call.int(target), call.int(target + 1));
                 if to != self.pid && to != th.tid {
                     return self.stray_refuse(th, row, &call);

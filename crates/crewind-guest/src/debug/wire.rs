@@ -114,8 +114,10 @@ pub struct Step {
 pub struct Stray {
     /// The thread; the others stand still.
     pub thread: u32,
-    /// Stop when it has done one instruction, or left a range of code.
-    pub step: Option<Option<(u64, u64)>>,
+    /// Stop when it has done one instruction.
+    pub step: bool,
+    /// With `step`: stop when it has left this range of code.
+    pub range: Option<(u64, u64)>,
     /// Stop after this many ticks.
     pub work: u64,
 }

@@ -6,6 +6,7 @@
 mod cli;
 mod damage;
 mod debug;
+mod debug_calls;
 mod file_data;
 mod guests;
 mod harness;
