@@ -543,17 +543,20 @@ impl Timeline {
         }
         match hit {
             Some(hit) => {
-                self.go_to_point(hit.place.point, poll)?;
+                let came = self.go_to_point(hit.place.point, poll)?;
+                if came == Reason::Interrupted {
+                    return Ok(came);
+                }
                 Ok(match hit.why {
                     Why::Watch(w) => Reason::Watch(w),
                     Why::Call { nr, done } => Reason::Call { nr, done },
                     _ => Reason::Break,
                 })
             }
-            None => {
-                self.go_to_point(self.first(), poll)?;
-                Ok(Reason::Start)
-            }
+            None => match self.go_to_point(self.first(), poll)? {
+                Reason::Interrupted => Ok(Reason::Interrupted),
+                _ => Ok(Reason::Start),
+            },
         }
     }
 
@@ -606,11 +609,14 @@ impl Timeline {
                     if stopped.why != Why::Work {
                         break;
                     }
+                    if poll() {
+                        self.go_to_point(present.point, &mut || false)?;
+                        return Ok(Reason::Interrupted);
+                    }
                 }
                 self.pages.clear();
                 if let Some(hit) = last {
-                    self.go_to_point(hit.place.point, poll)?;
-                    return Ok(Reason::Done);
+                    return self.go_to_point(hit.place.point, poll);
                 }
             }
             upper = from;

@@ -1,5 +1,7 @@
 //! `crewind debug`: a debugger on a recording.
 
+mod ending;
+
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::TcpListener;
@@ -18,6 +20,7 @@ use crewind_guest::start::{CloseOnExec, Report, dup_high};
 use crewind_trace::event::{Event, ProcId};
 use crewind_trace::{FileStore, ProcessSummary, StreamReader, TraceDir, Verify};
 
+use self::ending::Ending;
 use crate::cli::DebugArgs;
 use crate::fail::{Error, Result, say};
 use crate::locate::{self, trace_error};
@@ -63,6 +66,7 @@ pub fn run(args: &DebugArgs) -> Result<i32> {
         stopped,
         chosen,
     } = open(&trace, args.process.as_deref(), Quiet::No)?;
+    let ending = Ending::watch()?;
     let mut session = Session::new(engine, &stopped).map_err(|e| Error::internal(e.to_string()))?;
     if let Some(to) = &args.goto {
         let text = session
@@ -71,8 +75,8 @@ pub fn run(args: &DebugArgs) -> Result<i32> {
         say(&text);
     }
     match &args.server {
-        Some(address) => serve(&mut session, address),
-        None => with_gdb(&mut session, &trace, &chosen, args),
+        Some(address) => serve(&mut session, address, &ending),
+        None => with_gdb(&mut session, &trace, &chosen, args, &ending),
     }
 }
 
@@ -319,7 +323,7 @@ fn show_reports(control: &OwnedFd, quiet: bool) {
 }
 
 /// Serves front ends, one after the other, until one kills the program.
-fn serve(session: &mut Session, address: &str) -> Result<i32> {
+fn serve(session: &mut Session, address: &str, ending: &Ending) -> Result<i32> {
     let cannot = |e: io::Error| Error::usage(format!("cannot listen at {address}: {e}"));
     let is_port = address.parse::<u16>().is_ok();
     let mut accept: Box<dyn FnMut() -> io::Result<Connection>> = if is_port || address.contains(':')
@@ -337,6 +341,7 @@ fn serve(session: &mut Session, address: &str) -> Result<i32> {
         Box::new(move || crewind_debug::tcp(listener.accept()?.0))
     } else {
         let listener = UnixListener::bind(address).map_err(cannot)?;
+        ending.removes(Path::new(address));
         say(&format!(
             "waiting for a debugger: gdb -ex \"target remote {address}\""
         ));
@@ -362,8 +367,10 @@ fn with_gdb(
     trace: &TraceDir,
     chosen: &Chosen,
     args: &DebugArgs,
+    ending: &Ending,
 ) -> Result<i32> {
     let place = Scratch::new()?;
+    ending.removes(place.path());
     let file = executable(trace, chosen, place.path())?;
     let socket = place.path().join("gdb");
     let script = place.path().join("commands");
@@ -385,9 +392,15 @@ fn with_gdb(
     execute(format!("source {}", script.display()));
     execute(format!("target remote {}", socket.display()));
     gdb.args(&args.gdb_arguments);
-    // SAFETY: only changes the signal mask, with a valid set.
+    let parent = std::process::id();
+    // SAFETY: only system calls, with a valid set.
     unsafe {
-        gdb.pre_exec(|| {
+        gdb.pre_exec(move || {
+            // Whatever ends this process: gdb alone is of no use.
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            if u32::try_from(libc::getppid()) != Ok(parent) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
@@ -400,6 +413,7 @@ fn with_gdb(
             Path::new(&args.gdb).display()
         ))
     })?;
+    ending.gdb_runs();
     let path = place.path().to_owned();
     std::thread::spawn(move || {
         let status = child.wait();

@@ -1,0 +1,196 @@
+//! The debugger's own control: Ctrl-C, signals that end it, front ends.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::debug::{Recording, SERIAL, no_difference, program, python};
+use crate::harness::CREWIND;
+
+/// For things that take no time on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Sends Ctrl-C to gdb, from itself, again and again until a command has stopped.
+const INTERRUPTING: &str = r#"
+import os, signal, threading, time
+def interrupted(command):
+    over = []
+    def press():
+        while not over:
+            time.sleep(0.3)
+            if not over:
+                os.kill(os.getpid(), signal.SIGINT)
+    presses = threading.Thread(target=press)
+    text = ""
+    # What comes when gdb itself works ends the script's command, not the session.
+    try:
+        presses.start()
+        text = do(command)
+    except KeyboardInterrupt:
+        text = "interrupted"
+    except gdb.error as e:
+        text = str(e)
+    over.append(True)
+    while presses.is_alive():
+        try:
+            presses.join()
+        except KeyboardInterrupt:
+            pass
+    return text
+"#;
+
+#[test]
+fn debug_ctrl_c_stops_what_takes_long() {
+    let program = program("spin.c", "-O1");
+    let Some(r) = Recording::new("debug_interrupt", SERIAL, &[&program.display().to_string()])
+    else {
+        return;
+    };
+    let output = r.gdb(&python(&format!(
+        r#"{INTERRUPTING}
+def middle(what):
+    check(what + ": in the middle", "here" not in when() and "event 0," not in when(), True)
+do("goto end")
+end = position()
+# Backwards, to something that never was.
+do("watch never")
+interrupted("reverse-continue")
+check("back: not at the beginning", "event 0," in when(), False)
+do("goto end")
+check("the end is still there", position(), end)
+do("delete")
+do("goto start")
+do("break main")
+do("continue")
+do("delete")
+interrupted("continue")
+middle("continue")
+here = state()
+do("stepi")
+do("reverse-stepi")
+check("state", state(), here)
+# Steps backwards one after the other.
+before = position()
+interrupted("reverse-stepi 1000000")
+middle("reverse-stepi")
+check("went back", position() != before, True)
+# A breakpoint that never counts.
+do("break turn if never")
+do("break *$pc if never")
+interrupted("reverse-continue")
+check("conditions: not at the beginning", "event 0," in when(), False)
+do("delete")
+do("goto start")
+print(when())
+print("all done")
+"#
+    )));
+    no_difference(&output);
+    assert!(output.contains("SIGINT"), "{output}");
+    assert!(output.contains("event 0, thread 1"), "{output}");
+}
+
+/// Waits for the end of a process that was told to end.
+fn ends(child: &mut Child, what: &str) -> std::process::ExitStatus {
+    let start = Instant::now();
+    loop {
+        if let Ok(Some(status)) = child.try_wait() {
+            return status;
+        }
+        assert!(start.elapsed() < PATIENCE, "{what} goes on");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn is_there(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // One that has ended and that nobody has asked about yet is gone, too.
+    stat.rsplit(')')
+        .next()
+        .is_some_and(|rest| !rest.trim_start().starts_with('Z') && !rest.is_empty())
+}
+
+/// All processes below this one.
+fn below(pid: u32) -> Vec<i32> {
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let own: Vec<i32> = list
+        .unwrap_or_default()
+        .split_whitespace()
+        .filter_map(|p| p.parse().ok())
+        .collect();
+    let more: Vec<i32> = own
+        .iter()
+        .flat_map(|p| below(u32::try_from(*p).unwrap_or_default()))
+        .collect();
+    own.into_iter().chain(more).collect()
+}
+
+#[test]
+fn debug_signals_end_it_and_its_gdb() {
+    use std::os::unix::process::ExitStatusExt;
+    let program = program("steps.c", "-O0");
+    let Some(r) = Recording::new("debug_ends", SERIAL, &[&program.display().to_string()]) else {
+        return;
+    };
+    let script = r.place.work.join("waits.py");
+    let text = "import gdb, sys, time\nprint('it runs')\nsys.stdout.flush()\ngdb.execute('break store')\nwhile True:\n    time.sleep(0.1)\n";
+    std::fs::write(&script, text).expect("the work directory is there");
+    let script = script.display().to_string();
+    let socket = r.place.work.join("socket").display().to_string();
+    let with_gdb = ["debug", &r.trace, "--", "-nx", "-q", "-x", &script];
+    let server = ["debug", &r.trace, "--server", &socket];
+    for (words, signal) in [
+        (&with_gdb[..], libc::SIGTERM),
+        (&with_gdb, libc::SIGHUP),
+        (&with_gdb, libc::SIGKILL),
+        (&server, libc::SIGTERM),
+        (&server, libc::SIGINT),
+        (&server, libc::SIGHUP),
+    ] {
+        let what = format!("{words:?} after signal {signal}");
+        let words: Vec<&str> = std::iter::once(CREWIND)
+            .chain(words.iter().copied())
+            .collect();
+        let mut command: Command = r.place.command(&words, &r.place.work, &[]);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("crewind starts");
+        // One of the two says that it is there.
+        let (tell, told) = std::sync::mpsc::channel();
+        let pipes: [Box<dyn std::io::Read + Send>; 2] = [
+            Box::new(child.stdout.take().expect("piped")),
+            Box::new(child.stderr.take().expect("piped")),
+        ];
+        for pipe in pipes {
+            let tell = tell.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                    if line.contains("it runs") || line.contains("waiting for a debugger") {
+                        let _ = tell.send(());
+                    }
+                }
+            });
+        }
+        told.recv_timeout(PATIENCE)
+            .unwrap_or_else(|e| panic!("{what}: {e}"));
+        let family = below(child.id());
+        assert!(!family.is_empty(), "{what}");
+        // SAFETY: a child that was not waited for yet.
+        unsafe { libc::kill(child.id().cast_signed(), signal) };
+        let status = ends(&mut child, &what);
+        assert_eq!(status.signal(), Some(signal), "{what}: {status}");
+        let start = Instant::now();
+        while family.iter().any(|p| is_there(*p)) {
+            assert!(
+                start.elapsed() < PATIENCE,
+                "{what}: of {family:?} some are still there"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let left = std::path::Path::new(&socket).exists();
+        assert!(!left, "{what}: the socket is still there");
+    }
+}
