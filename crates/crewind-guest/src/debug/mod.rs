@@ -118,6 +118,10 @@ pub struct Debugger {
     shown_signal: Option<Place>,
 }
 
+/// Ticks that are as long as what it takes to look at a breakpoint and pass it, and at an instruction by itself.
+const HIT_WORK: i64 = 1000;
+const CHECK_WORK: i64 = 500;
+
 /// A run under way.
 struct Active {
     run: Run,
@@ -474,6 +478,7 @@ impl Runtime {
             // The check may be for later instructions too: which one it is about is seen one by one.
             a.single = true;
             a.place = here;
+            a.took_time(CHECK_WORK);
             return;
         }
         let mut ranges = Vec::new();
@@ -524,10 +529,11 @@ fn reason(d: &mut Debugger, here: Place) -> Option<Why> {
     if let Collect::Steps { thread, clock } = a.run.collect
         && here.thread == thread
     {
-        match &a.trail {
+        match a.trail {
             Some(t) if !t.same_instruction(&here) => {
+                a.took_time(CHECK_WORK);
                 a.last = Some(Hit {
-                    place: *t,
+                    place: t,
                     why: Why::Step,
                 });
                 a.trail = Some(came);
@@ -563,7 +569,8 @@ fn reason(d: &mut Debugger, here: Place) -> Option<Why> {
     {
         return Some(why);
     }
-    (a.left <= 0).then_some(Why::Work)
+    // (An access that is to be noted is done first.)
+    (a.left <= 0 && a.touching.is_none()).then_some(Why::Work)
 }
 
 impl Active {
@@ -580,9 +587,15 @@ impl Active {
         self.left -= i64::try_from(work).unwrap_or(i64::MAX);
     }
 
+    /// What takes time besides running, and is no progress: whoever waits for this to stop looks after so much less of it.
+    fn took_time(&mut self, work: i64) {
+        self.left -= work;
+    }
+
     /// Something that is looked for: a reason to stop, or one to be noted.
     fn meet(&mut self, place: Place, why: Why) -> Option<Why> {
         if self.run.collect == Collect::Hits {
+            self.took_time(HIT_WORK);
             self.last = Some(Hit { place, why });
             return None;
         }
