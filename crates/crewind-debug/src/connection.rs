@@ -74,8 +74,7 @@ impl BlockingEventLoop for Loop {
 pub fn serve(session: &mut Session, connection: Connection) -> Result<Ended, Error> {
     let stub = GdbStub::new(connection);
     let served = stub.run_blocking::<Loop>(session);
-    // Who comes next finds the recording.
-    session.forget_copy();
+    session.left_alone();
     match served {
         Ok(DisconnectReason::Kill) => Ok(Ended::Killed),
         Ok(_) => Ok(Ended::Detached),

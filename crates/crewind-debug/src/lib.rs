@@ -8,10 +8,12 @@ mod arch;
 mod connection;
 mod copy;
 pub mod engine;
+mod files;
 mod monitor;
 pub mod point;
 mod target;
 pub mod timeline;
 
 pub use connection::{Connection, Ended, serve, tcp, unix};
+pub use files::Find;
 pub use target::Session;

@@ -4,6 +4,7 @@ use crate::arch::{Regs, X86, description};
 use crate::connection::Interrupts;
 use crate::copy::Copy;
 use crate::engine::{Engine, Error};
+use crate::files::Files;
 use crate::point::Wanted;
 use crate::timeline::{Poll, Reason, Timeline};
 use crewind_guest::debug::wire::{Access, ProgramInfo, Step, Stopped, Watch};
@@ -27,6 +28,7 @@ use gdbstub::target::ext::catch_syscalls::{
     CatchSyscallPosition, CatchSyscalls, CatchSyscallsOps, SyscallNumbers,
 };
 use gdbstub::target::ext::exec_file::{ExecFile, ExecFileOps};
+use gdbstub::target::ext::host_io::HostIoOps;
 use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps, outputln};
 use gdbstub::target::ext::target_description_xml_override::{
     TargetDescriptionXmlOverride, TargetDescriptionXmlOverrideOps,
@@ -53,6 +55,7 @@ pub struct Session {
     /// Where the program's functions are called.
     copy: Option<Copy>,
     description: String,
+    pub(crate) files: Files,
 }
 
 /// The reason for a stop.
@@ -73,6 +76,7 @@ impl Session {
             resume: Resume::Continue,
             jump: None,
             copy: None,
+            files: Files::default(),
         })
     }
 
@@ -160,6 +164,12 @@ impl Session {
     /// Ends the copy, if there is one.
     pub(crate) fn forget_copy(&mut self) {
         self.copy = None;
+    }
+
+    /// A front end has gone: who comes next finds the recording.
+    pub(crate) fn left_alone(&mut self) {
+        self.forget_copy();
+        self.files.close();
     }
 
     /// What a change led to. A copy that is gone leaves the recording as it is.
@@ -342,6 +352,10 @@ impl Target for Session {
     }
 
     fn support_auxv(&mut self) -> Option<AuxvOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_host_io(&mut self) -> Option<HostIoOps<'_, Self>> {
         Some(self)
     }
 

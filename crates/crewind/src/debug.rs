@@ -1,8 +1,8 @@
 //! `crewind debug`: a debugger on a recording.
 
 mod ending;
+mod files;
 
-use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -18,7 +18,7 @@ use crewind_guest::debug::wire::Stopped;
 use crewind_guest::loader::ImageInfo;
 use crewind_guest::start::{CloseOnExec, Report, dup_high};
 use crewind_trace::event::{Event, ProcId};
-use crewind_trace::{FileStore, ProcessSummary, StreamReader, TraceDir, Verify};
+use crewind_trace::{ProcessSummary, StreamReader, TraceDir};
 
 use self::ending::Ending;
 use crate::cli::DebugArgs;
@@ -68,6 +68,7 @@ pub fn run(args: &DebugArgs) -> Result<i32> {
     } = open(&trace, args.process.as_deref(), Quiet::No)?;
     let ending = Ending::watch()?;
     let mut session = Session::new(engine, &stopped).map_err(|e| Error::internal(e.to_string()))?;
+    session.set_files(files::kept(&trace, &chosen)?);
     if let Some(to) = &args.goto {
         let text = session
             .goto(to)
@@ -371,7 +372,7 @@ fn with_gdb(
 ) -> Result<i32> {
     let place = Scratch::new()?;
     ending.removes(place.path());
-    let file = executable(trace, chosen, place.path())?;
+    let file = files::executable(trace, chosen, place.path())?;
     let socket = place.path().join("gdb");
     let script = place.path().join("commands");
     let cannot = |e: io::Error| Error::internal(format!("cannot prepare for gdb: {e}"));
@@ -387,7 +388,13 @@ fn with_gdb(
     execute("set remotetimeout 3600".into());
     // A function that is called and crashes is given up.
     execute("set unwindonsignal on".into());
-    execute("set sysroot /".into());
+    let sysroot = if files::are_here(trace, chosen)? {
+        "/"
+    } else {
+        say("libraries have changed since the recording; gdb reads the trace's copies");
+        "target:"
+    };
+    execute(format!("set sysroot {sysroot}"));
     execute(format!("file {}", file.display()));
     execute(format!("source {}", script.display()));
     execute(format!("target remote {}", socket.display()));
@@ -430,59 +437,6 @@ fn with_gdb(
         if let Err(e) = crewind_debug::serve(session, crewind_debug::unix(stream)) {
             say(&e.to_string());
         }
-    }
-}
-
-/// The program's file for gdb: where it was, if that is still the same one, else the one that the trace keeps.
-fn executable(trace: &TraceDir, chosen: &Chosen, place: &Path) -> Result<PathBuf> {
-    use std::os::unix::ffi::OsStrExt;
-    let file = chosen
-        .image
-        .program()
-        .ok_or_else(|| Error::internal("the trace names no program"))?;
-    let there = PathBuf::from(std::ffi::OsStr::from_bytes(file.path.as_slice()));
-    let kept = FileStore::for_replay(trace.path(), Verify::Hash)
-        .open_ref(&file.file_ref())
-        .map_err(|e| trace_error(&e))?;
-    if same_content(&there, &kept).unwrap_or(false) {
-        return Ok(there);
-    }
-    say(&format!(
-        "{} has changed since the recording; using the trace's copy",
-        there.display()
-    ));
-    let name = there
-        .file_name()
-        .map_or_else(|| OsString::from("program"), Into::into);
-    let copy = place.join(name);
-    let mut from = kept;
-    std::fs::File::create(&copy)
-        .and_then(|mut to| io::copy(&mut from, &mut to))
-        .map_err(|e| Error::internal(format!("cannot copy the program: {e}")))?;
-    Ok(copy)
-}
-
-fn same_content(path: &Path, kept: &std::fs::File) -> io::Result<bool> {
-    use std::os::unix::fs::FileExt;
-    let file = std::fs::File::open(path)?;
-    if file.metadata()?.len() != kept.metadata()?.len() {
-        return Ok(false);
-    }
-    let (mut a, mut b) = (vec![0; 1 << 16], vec![0; 1 << 16]);
-    let mut at = 0;
-    loop {
-        let n = file.read_at(&mut a, at)?;
-        if n == 0 {
-            return Ok(true);
-        }
-        let (Some(a), Some(b)) = (a.get(..n), b.get_mut(..n)) else {
-            return Ok(false);
-        };
-        kept.read_exact_at(b, at)?;
-        if a != b {
-            return Ok(false);
-        }
-        at += n as u64;
     }
 }
 

@@ -4,8 +4,10 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::debug::{Recording, SERIAL, no_difference, program, python};
-use crate::harness::CREWIND;
+use crate::debug::{
+    Recording, SERIAL, crewind, no_difference, program, program_text, python, text,
+};
+use crate::harness::{CREWIND, build, run, scratch};
 
 /// For things that take no time on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -196,4 +198,62 @@ fn debug_signals_end_it_and_its_gdb() {
         let left = std::path::Path::new(&socket).exists();
         assert!(!left, "{what}: the socket is still there");
     }
+}
+
+/// A program with a library of its own, both in a directory that can be changed.
+fn with_library(directory: &str) -> (std::path::PathBuf, std::path::PathBuf) {
+    let directory = scratch().join("debug-sources").join(directory);
+    std::fs::create_dir_all(&directory).expect("scratch is writable");
+    let library = program_text(
+        "deep.c",
+        "__attribute__((noinline)) int deepest(int n) { return n * 2; }\nint deep(int n) { return deepest(n) + 1; }\n",
+    );
+    let flags = ["-g", "-O0", "-shared", "-fPIC", "-Wl,-soname,libdeep.so"].map(str::to_owned);
+    let built = build(&library, &flags, "library");
+    let at = directory.join("libdeep.so");
+    std::fs::copy(built, &at).expect("it was built");
+    let main = program_text(
+        "shallow.c",
+        "#include <stdio.h>\nint deep(int);\nint main(void) { printf(\"%d\\n\", deep(20)); return 0; }\n",
+    );
+    let flags = [
+        "-g".to_owned(),
+        "-O0".to_owned(),
+        "-Wl,--no-as-needed".to_owned(),
+        at.display().to_string(),
+        format!("-Wl,-rpath,{}", directory.display()),
+    ];
+    let built = build(
+        &main,
+        &flags,
+        &directory.file_name().expect("it has one").to_string_lossy(),
+    );
+    let program = directory.join("shallow");
+    std::fs::copy(built, &program).expect("it was built");
+    (program, at)
+}
+
+#[test]
+fn debug_libraries_come_from_the_trace() {
+    let (program, library) = with_library("libraries");
+    let Some(r) = Recording::new("debug_libraries", SERIAL, &[&program.display().to_string()])
+    else {
+        return;
+    };
+    let script = "set breakpoint pending on\nbreak deepest\ncontinue\nbt\ndelete\nprint deep(4)\ninfo sharedlibrary\n";
+    let check = |what: &str, copies: bool| {
+        let output = r.gdb(script);
+        assert!(output.contains("deepest (n=20) at "), "{what}: {output}");
+        assert!(output.contains("deep (n=20) at "), "{what}: {output}");
+        assert!(output.contains("in main () at "), "{what}: {output}");
+        let said = output.contains("libraries have changed");
+        assert_eq!(said, copies, "{what}: {output}");
+    };
+    check("as it was", false);
+    std::fs::write(&library, "something else").expect("scratch is writable");
+    check("replaced", true);
+    std::fs::remove_file(&library).expect("it is there");
+    check("gone", true);
+    std::fs::remove_file(&program).expect("it is there");
+    check("program gone, too", true);
 }
