@@ -1,7 +1,8 @@
 //! A replaying process, as the debugger sees it.
 
 use crewind_guest::debug::wire::{
-    Answer, Channel, Place, ProgramInfo, Registers, Request, Run, Stopped, Stray, ThreadInfo, Watch,
+    Answer, Channel, Forks, Place, ProgramInfo, Registers, Request, Run, Stopped, Stray,
+    ThreadInfo, Watch,
 };
 use std::fmt;
 use std::io;
@@ -54,6 +55,8 @@ pub struct LookOut {
     pub watches: Vec<Watch>,
     /// System calls; an empty list: all of them.
     pub calls: Option<Vec<u64>>,
+    /// The making of processes.
+    pub forks: Forks,
 }
 
 impl LookOut {
@@ -126,6 +129,10 @@ impl Engine {
         if self.looks_out.calls != wanted.calls {
             self.tell(&Request::Calls(wanted.calls.clone()))?;
             self.looks_out.calls.clone_from(&wanted.calls);
+        }
+        if self.looks_out.forks != wanted.forks {
+            self.tell(&Request::Forks(wanted.forks))?;
+            self.looks_out.forks = wanted.forks;
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ mod connection;
 mod copy;
 pub mod engine;
 mod files;
+mod lldb;
 mod monitor;
 pub mod point;
 mod target;

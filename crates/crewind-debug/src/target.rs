@@ -7,7 +7,7 @@ use crate::engine::{Engine, Error};
 use crate::files::Files;
 use crate::point::Wanted;
 use crate::timeline::{Poll, Reason, Timeline};
-use crewind_guest::debug::wire::{Access, ProgramInfo, Step, Stopped, Watch};
+use crewind_guest::debug::wire::{Access, Forks, ProgramInfo, Step, Stopped, Watch};
 use gdbstub::common::{Pid, Signal, Tid};
 use gdbstub::stub::MultiThreadStopReason;
 use gdbstub::target::ext::auxv::{Auxv, AuxvOps};
@@ -28,8 +28,10 @@ use gdbstub::target::ext::catch_syscalls::{
     CatchSyscallPosition, CatchSyscalls, CatchSyscallsOps, SyscallNumbers,
 };
 use gdbstub::target::ext::exec_file::{ExecFile, ExecFileOps};
+use gdbstub::target::ext::host_info::HostInfoOps;
 use gdbstub::target::ext::host_io::HostIoOps;
 use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps, outputln};
+use gdbstub::target::ext::process_info::ProcessInfoOps;
 use gdbstub::target::ext::target_description_xml_override::{
     TargetDescriptionXmlOverride, TargetDescriptionXmlOverrideOps,
 };
@@ -56,6 +58,8 @@ pub struct Session {
     copy: Option<Copy>,
     description: String,
     pub(crate) files: Files,
+    /// What is caught of the making of processes.
+    pub(crate) forks: Forks,
 }
 
 /// The reason for a stop.
@@ -77,6 +81,7 @@ impl Session {
             jump: None,
             copy: None,
             files: Files::default(),
+            forks: Forks::default(),
         })
     }
 
@@ -170,6 +175,8 @@ impl Session {
     pub(crate) fn left_alone(&mut self) {
         self.forget_copy();
         self.files.close();
+        self.forks = Forks::default();
+        self.timeline.set_forks(self.forks);
     }
 
     /// What a change led to. A copy that is gone leaves the recording as it is.
@@ -219,6 +226,13 @@ impl Session {
                     CatchSyscallPosition::Entry
                 },
             },
+            Reason::Forked { pid, vfork } => {
+                let how = if vfork { "vfork" } else { "fork" };
+                eprintln!(
+                    "crewind: process {pid} was made here ({how}); `crewind debug --process {pid}` shows that one"
+                );
+                signal(Signal::SIGZERO)
+            }
             Reason::Signal(n) => signal(gdb_signal(n)),
             Reason::Interrupted => signal(interrupted),
             Reason::Cannot(why) => {
@@ -352,6 +366,14 @@ impl Target for Session {
     }
 
     fn support_auxv(&mut self) -> Option<AuxvOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_host_info(&mut self) -> Option<HostInfoOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_process_info(&mut self) -> Option<ProcessInfoOps<'_, Self>> {
         Some(self)
     }
 

@@ -11,8 +11,8 @@
 use crate::engine::{Engine, Error, LookOut, Result};
 use crate::point::Wanted;
 use crewind_guest::debug::wire::{
-    Access, Collect, Hit, Place, Point, ProgramInfo, Registers, Run, Step, Stopped, ThreadInfo,
-    Watch, Why,
+    Access, Collect, Forks, Hit, Place, Point, ProgramInfo, Registers, Run, Step, Stopped,
+    ThreadInfo, Watch, Why,
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -53,6 +53,13 @@ pub enum Reason {
         nr: u32,
         /// Behind it.
         done: bool,
+    },
+    /// Behind the making of a process.
+    Forked {
+        /// Its id.
+        pid: i32,
+        /// By `vfork`.
+        vfork: bool,
     },
     /// In front of the delivery of a signal.
     Signal(u32),
@@ -224,6 +231,11 @@ impl Timeline {
         self.looks_out.calls = calls;
     }
 
+    /// Stops behind the making of processes.
+    pub fn set_forks(&mut self, forks: Forks) {
+        self.looks_out.forks = forks;
+    }
+
     // Moving.
 
     fn moved(&mut self, engine: Engine, work: u64, end: Option<String>) {
@@ -328,6 +340,7 @@ impl Timeline {
             Why::Break => Reason::Break,
             Why::Watch(w) => Reason::Watch(w),
             Why::Call { nr, done } => Reason::Call { nr, done },
+            Why::Forked { pid, vfork } => Reason::Forked { pid, vfork },
             Why::Signal(s) => Reason::Signal(s),
             Why::Cannot(why) => Reason::Cannot(why),
             Why::End(how) => Reason::End(how),
@@ -550,6 +563,7 @@ impl Timeline {
                 Ok(match hit.why {
                     Why::Watch(w) => Reason::Watch(w),
                     Why::Call { nr, done } => Reason::Call { nr, done },
+                    Why::Forked { pid, vfork } => Reason::Forked { pid, vfork },
                     _ => Reason::Break,
                 })
             }

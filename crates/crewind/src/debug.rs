@@ -55,6 +55,19 @@ Tell which thread wrote to memory last before this moment: last-write ADDRESS [L
 end
 ";
 
+/// What stands for gdb's own catchpoints, which would want a second process.
+const CATCHPOINTS: &str = "\
+import gdb
+class Catch(gdb.Command):
+    def __init__(self, what):
+        super().__init__('catch ' + what, gdb.COMMAND_BREAKPOINTS)
+        self.what = what
+    def invoke(self, argument, from_tty):
+        gdb.execute('monitor catch ' + self.what)
+for what in ('fork', 'vfork', 'exec'):
+    Catch(what)
+";
+
 /// Where the socket to the replaying process goes, out of the way of what guests expect to be free.
 const HIGH_FD: i32 = 900;
 
@@ -65,7 +78,12 @@ pub fn run(args: &DebugArgs) -> Result<i32> {
         engine,
         stopped,
         chosen,
-    } = open(&trace, args.process.as_deref(), Quiet::No)?;
+    } = open_program(
+        &trace,
+        args.process.as_deref(),
+        args.program.as_deref(),
+        Quiet::No,
+    )?;
     let ending = Ending::watch()?;
     let mut session = Session::new(engine, &stopped).map_err(|e| Error::internal(e.to_string()))?;
     session.set_files(files::kept(&trace, &chosen)?);
@@ -102,12 +120,23 @@ pub struct Opened {
 
 /// Starts a replay for looking at one process. To be called before there are threads.
 pub fn open(trace: &TraceDir, wanted: Option<&str>, quiet: Quiet) -> Result<Opened> {
+    open_program(trace, wanted, None, quiet)
+}
+
+/// The same for one of the programs that the process executed; none: the last.
+fn open_program(
+    trace: &TraceDir,
+    wanted: Option<&str>,
+    program: Option<&str>,
+    quiet: Quiet,
+) -> Result<Opened> {
     let processes = trace.processes().map_err(|e| trace_error(&e))?;
-    let chosen = choose(trace, &processes, wanted, quiet)?;
+    let chosen = choose(trace, &processes, wanted, program, quiet)?;
     let options = DebugOptions {
         socket: -1,
         path: chosen.path.clone(),
         programs_before: chosen.programs_before,
+        next: chosen.next.clone(),
         quiet: quiet == Quiet::Yes,
     };
     let (engine, stopped) = start(trace, options)?;
@@ -122,10 +151,12 @@ pub fn open(trace: &TraceDir, wanted: Option<&str>, quiet: Quiet) -> Result<Open
 pub struct Chosen {
     /// The processes from the root to it.
     pub path: Vec<u32>,
-    /// Programs that it executed before the last one, which is the one that is debugged.
+    /// Programs that it executed before the one that is debugged.
     pub programs_before: u32,
     /// The program.
     pub image: ImageInfo,
+    /// What leads to the next program, for the user.
+    pub next: String,
 }
 
 /// The programs of a process, in their order.
@@ -166,28 +197,28 @@ fn choose(
     trace: &TraceDir,
     processes: &[ProcessSummary],
     wanted: Option<&str>,
+    program: Option<&str>,
     quiet: Quiet,
 ) -> Result<Chosen> {
     let first = processes
         .first()
         .ok_or_else(|| Error::usage("the trace has no process; nothing was recorded"))?;
-    // A process that executed nothing itself is a fork of the program of its parent.
-    let program_of = |p: &ProcessSummary| -> Result<(u32, Option<ImageInfo>)> {
+    // A process that executes nothing itself, or has not yet, is a fork of the program of its parent.
+    let programs_of = |p: &ProcessSummary| -> Result<Vec<ImageInfo>> {
         let mut own = images(trace, p)?;
-        let before = own.len().saturating_sub(usize::from(p.parent.is_none()));
-        let mut image = own.pop();
         let mut at = p;
-        while image.is_none() {
-            let Some(parent) = at
-                .parent
-                .and_then(|n| processes.iter().find(|q| q.proc == n))
-            else {
+        while let Some(parent) = at
+            .parent
+            .and_then(|n| processes.iter().find(|q| q.proc == n))
+        {
+            let before = images(trace, parent)?.pop();
+            if let Some(image) = before {
+                own.insert(0, image);
                 break;
-            };
-            image = images(trace, parent)?.into_iter().next_back();
+            }
             at = parent;
         }
-        Ok((u32::try_from(before).unwrap_or(u32::MAX), image))
+        Ok(own)
     };
     let name_of = |image: &Option<ImageInfo>| {
         let comm = image.as_ref().map(ImageInfo::comm).unwrap_or_default();
@@ -203,7 +234,7 @@ fn choose(
             let mut found = None;
             let mut names = Vec::new();
             for p in processes {
-                let name = name_of(&program_of(p)?.1);
+                let name = name_of(&programs_of(p)?.pop());
                 if number == Some(p.pid) || name == text {
                     found = Some(p);
                     break;
@@ -218,13 +249,56 @@ fn choose(
             })?
         }
     };
-    let (programs_before, image) = program_of(process)?;
-    let image = image.ok_or_else(|| {
-        Error::usage(format!(
+    let programs = programs_of(process)?;
+    if programs.is_empty() {
+        return Err(Error::usage(format!(
             "process {} had not started a program when the recording ended",
             process.pid
-        ))
-    })?;
+        )));
+    }
+    let names: Vec<String> = (1..)
+        .zip(&programs)
+        .map(|(n, i)| format!("{n} {}", name_of(&Some(i.clone()))))
+        .collect();
+    let listed = names.join(", ");
+    let at = match program {
+        None => programs.len() - 1,
+        Some(text) => (text.parse::<usize>().ok())
+            .and_then(|n| n.checked_sub(1))
+            .filter(|n| *n < programs.len())
+            .or_else(|| {
+                programs
+                    .iter()
+                    .rposition(|i| name_of(&Some(i.clone())) == text)
+            })
+            .ok_or_else(|| {
+                Error::usage(format!(
+                    "process {} executed no program {text}; there are: {listed}",
+                    process.pid
+                ))
+            })?,
+    };
+    let Some(image) = programs.get(at).cloned() else {
+        return Err(Error::internal("a program is missing".to_owned()));
+    };
+    if programs.len() > 1 && quiet == Quiet::No {
+        say(&format!(
+            "program {} of process {}; --program chooses another one: {listed}",
+            at + 1,
+            process.pid
+        ));
+    }
+    let next = programs
+        .get(at + 1)
+        .and_then(ImageInfo::program)
+        .map_or("another program".into(), |f| {
+            String::from_utf8_lossy(f.path.as_slice()).into_owned()
+        });
+    let next = format!(
+        "{next} here; `crewind debug --process {} --program {}` shows that program",
+        process.pid,
+        at + 2
+    );
     if processes.len() > 1 && quiet == Quiet::No {
         say(&format!(
             "process {} ({}); --process chooses another one, `crewind info` lists them",
@@ -234,8 +308,9 @@ fn choose(
     }
     Ok(Chosen {
         path: path_to(processes, process.proc),
-        programs_before,
+        programs_before: u32::try_from(at).unwrap_or(u32::MAX),
         image,
+        next,
     })
 }
 
@@ -377,6 +452,8 @@ fn with_gdb(
     let script = place.path().join("commands");
     let cannot = |e: io::Error| Error::internal(format!("cannot prepare for gdb: {e}"));
     std::fs::write(&script, COMMANDS).map_err(cannot)?;
+    let catchpoints = place.path().join("catchpoints.py");
+    std::fs::write(&catchpoints, CATCHPOINTS).map_err(cannot)?;
     let listener = UnixListener::bind(&socket).map_err(cannot)?;
     let mut gdb = Command::new(&args.gdb);
     gdb.arg("-q");
@@ -397,6 +474,7 @@ fn with_gdb(
     execute(format!("set sysroot {sysroot}"));
     execute(format!("file {}", file.display()));
     execute(format!("source {}", script.display()));
+    execute(format!("source {}", catchpoints.display()));
     execute(format!("target remote {}", socket.display()));
     gdb.args(&args.gdb_arguments);
     let parent = std::process::id();

@@ -25,7 +25,9 @@ use crate::thread::Thread;
 use crewind_trace::event::ProcId;
 use crewind_x86::Exit;
 use serde::{Deserialize, Serialize};
-use wire::{Access, Channel, Collect, EVENT_WORK, Hit, Place, Point, Run, Stopped, Watch, Why};
+use wire::{
+    Access, Channel, Collect, EVENT_WORK, Forks, Hit, Place, Point, Run, Stopped, Watch, Why,
+};
 
 /// What a replay under a debugger needs to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +38,9 @@ pub struct DebugOptions {
     pub path: Vec<u32>,
     /// The programs that this one executes before the one that is debugged.
     pub programs_before: u32,
+    /// Which program comes next, and what leads there.
+    #[serde(default)]
+    pub next: String,
     /// What the program wrote to its standard output is not shown.
     #[serde(default)]
     pub quiet: bool,
@@ -104,6 +109,8 @@ pub struct Debugger {
     watches: Vec<Watch>,
     /// System calls that are caught; none: all.
     calls: Option<Vec<u64>>,
+    /// Processes whose making is caught.
+    forks: Forks,
     /// Translated code checks rights.
     checking: bool,
     /// Granules whose rights are not the usual ones.
@@ -165,6 +172,7 @@ impl Debugger {
             breaks: Vec::new(),
             watches: Vec::new(),
             calls: None,
+            forks: Forks::default(),
             checking: false,
             forbidden: Vec::new(),
             run: None,
@@ -310,15 +318,17 @@ impl Runtime {
             return;
         };
         let caught = match &d.calls {
-            None => false,
-            Some(some) => some.is_empty() || some.contains(&nr.into()),
+            Some(some) if some.is_empty() || some.contains(&nr.into()) => {
+                Some(Why::Call { nr, done })
+            }
+            _ => done.then(|| forked(d.forks, th, nr)).flatten(),
         };
-        if let Some(a) = d.run.as_mut().filter(|_| caught) {
+        if let (Some(a), Some(why)) = (d.run.as_mut(), caught) {
             let excepted = a.run.except.is_some_and(|e| e.same_instruction(&here));
             let past = a.run.goal.is_some_and(|g| here.point >= g);
             if !excepted
                 && !past
-                && let Some(why) = a.meet(here, Why::Call { nr, done })
+                && let Some(why) = a.meet(here, why)
             {
                 self.stop(&mut d, th, here, why);
                 while let Some(why) = reason(&mut d, here) {
@@ -340,6 +350,20 @@ impl Runtime {
                 self.stop(&mut d, th, here, Why::End(how.clone()));
             }
         }
+    }
+
+    /// The program that is debugged is about to execute another one.
+    pub(crate) fn debug_program_ends(&mut self, th: &mut Thread) {
+        if self.in_vfork {
+            crate::report::fail(
+                crate::start::Failure::Usage,
+                format_args!(
+                    "what a child of vfork does in its parent's memory cannot be looked at; choose a later --program"
+                ),
+            );
+        }
+        let next = (self.options.debug.as_ref()).map_or("", |o| o.next.as_str());
+        self.debug_end(th, format!("the process executed {next}"));
     }
 
     /// Answers the debugger until it wants the process to go on.
@@ -507,6 +531,26 @@ impl Runtime {
         let (rt, th) = unsafe { (crate::runtime::get(), &mut *th) };
         rt.debug_end(th, message.to_owned());
     }
+}
+
+/// A system call has come back: the process that it has made, if that is to be caught.
+fn forked(wanted: Forks, th: &mut Thread, nr: u32) -> Option<Why> {
+    let g = &th.ctx().gpr;
+    let (ret, first) = (g[0] as i64, g[7]);
+    let flags = match i64::from(nr) {
+        libc::SYS_fork => 0,
+        libc::SYS_vfork => libc::CLONE_VFORK as u64,
+        libc::SYS_clone => first,
+        libc::SYS_clone3 => crate::guestmem::read_u64(first).ok()?,
+        _ => return None,
+    };
+    let vfork = flags & libc::CLONE_VFORK as u64 != 0;
+    let is_wanted = if vfork { wanted.vfork } else { wanted.fork };
+    let made = ret > 0 && flags & libc::CLONE_THREAD as u64 == 0;
+    (made && is_wanted).then_some(Why::Forked {
+        pid: ret as i32,
+        vfork,
+    })
 }
 
 /// Why the thread should stop here, if it should.

@@ -36,6 +36,10 @@ impl Runtime {
                     d.calls = calls;
                     send(&mut d.channel, &Answer::Done, &[]);
                 }
+                Request::Forks(forks) => {
+                    d.forks = forks;
+                    send(&mut d.channel, &Answer::Done, &[]);
+                }
                 Request::Threads => {
                     let list = self.list_threads(th);
                     send(&mut d.channel, &Answer::Threads(list), &[]);

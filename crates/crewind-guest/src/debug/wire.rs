@@ -100,6 +100,15 @@ pub struct Run {
     pub work: u64,
 }
 
+/// Which ways of making a process are meant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forks {
+    /// Those that copy memory.
+    pub fork: bool,
+    /// Those that share it until the child has executed a program.
+    pub vfork: bool,
+}
+
 /// A step of one thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
@@ -136,6 +145,8 @@ pub enum Request {
     Watches(Vec<Watch>),
     /// These system calls are caught; without any, all.
     Calls(Option<Vec<u64>>),
+    /// The making of these processes is caught.
+    Forks(Forks),
     /// Who is there.
     Threads,
     /// The registers of a thread, as [`Registers`].
@@ -190,6 +201,13 @@ pub enum Why {
         nr: u32,
         /// Behind it.
         done: bool,
+    },
+    /// Behind the making of a process.
+    Forked {
+        /// Its id.
+        pid: i32,
+        /// By `vfork`.
+        vfork: bool,
     },
     /// In front of the delivery of a signal.
     Signal(u32),

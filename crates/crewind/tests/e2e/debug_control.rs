@@ -257,3 +257,83 @@ fn debug_libraries_come_from_the_trace() {
     std::fs::remove_file(&program).expect("it is there");
     check("program gone, too", true);
 }
+
+#[test]
+fn debug_programs_of_a_process_are_chosen() {
+    let Some(r) = Recording::new(
+        "debug_programs",
+        SERIAL,
+        &["sh", "-c", "exec env SOME=thing sh -c 'exec true'"],
+    ) else {
+        return;
+    };
+    let last = r.gdb("continue\n");
+    assert!(last.contains("program 4 of process"), "{last}");
+    assert!(last.contains("exited here with status 0"), "{last}");
+    let first = r.gdb_with(
+        &["--program", "1"],
+        "continue\nmonitor when\nreverse-continue\nmonitor when\n",
+    );
+    assert!(first.contains("bin/env here;"), "{first}");
+    assert!(first.contains("--program 2` shows that program"), "{first}");
+    assert!(first.contains("event 0, thread 1"), "{first}");
+    let env = r.gdb_with(&["--program", "env"], "info auxv\ncontinue\n");
+    assert!(env.contains("/env"), "{env}");
+    assert!(env.contains("sh here; `crewind debug"), "{env}");
+    let bad = crewind(&r.place, &["debug", &r.trace, "--program", "7"]);
+    let said = text(&bad.stderr);
+    assert_eq!(bad.status.code(), Some(120), "{said}");
+    assert!(said.contains("2 env"), "{said}");
+}
+
+#[test]
+fn debug_catches_processes() {
+    let source = program_text(
+        "makes.c",
+        "#include <spawn.h>\n#include <sys/wait.h>\n#include <unistd.h>\n#include <pthread.h>\nextern char **environ;\nstatic void *nothing(void *p) { return p; }\nint main(void) {\n    pthread_t t;\n    pid_t p;\n    char *a[] = { \"true\", 0 };\n    pthread_create(&t, 0, nothing, 0);\n    pthread_join(t, 0);\n    if (!fork()) _exit(0);\n    if (posix_spawnp(&p, \"true\", 0, 0, a, environ)) return 1;\n    if (!fork()) _exit(0);\n    while (wait(0) > 0);\n    return 0;\n}\n",
+    );
+    let program = build(
+        &source,
+        &["-O0", "-g", "-pthread"].map(str::to_owned),
+        "debug",
+    );
+    let program = program.display().to_string();
+    for (mode, how) in [("serial", SERIAL), ("parallel", crate::debug::PARALLEL)] {
+        let name = format!("debug_catches_{mode}");
+        let Some(r) = Recording::new(&name, how, &[&program]) else {
+            return;
+        };
+        let script = python(
+            r#"
+def stops(command, end):
+    seen = []
+    while True:
+        do(command)
+        if end in when():
+            return seen
+        seen.append(position())
+for what, wanted in ("fork", 2), ("vfork", 1):
+    do("catch " + what)
+    forwards = stops("continue", "here")
+    check("number of " + what, len(forwards), wanted)
+    check(what + " backwards", stops("reverse-continue", "event 0,")[::-1], forwards)
+    do("monitor catch none")
+    check("none", stops("continue", "here"), [])
+    do("goto start")
+print(do("catch exec"))
+print("all done")
+"#,
+        );
+        // (Which process that is would differ in each run: the one that was recorded first.)
+        let output = r.gdb_with(&["--process", "makesdebug"], &script);
+        no_difference(&output);
+        for part in [
+            "was made here (fork)",
+            "was made here (vfork)",
+            "crewind debug --process ",
+            "a session is about one program",
+        ] {
+            assert!(output.contains(part), "no {part} in {output}");
+        }
+    }
+}
