@@ -82,7 +82,11 @@ pub fn serve(session: &mut Session, connection: Connection) -> Result<Ended, Err
         Err(e) if e.is_target_error() => Err(e.into_target_error().unwrap_or_else(|| {
             Error::Refused("the connection failed for an unknown reason".into())
         })),
-        Err(e) => Err(Error::Refused(format!("the connection failed: {e}"))),
+        // It does not speak as it should: the next one may.
+        Err(e) => {
+            eprintln!("crewind: the connection failed: {e}");
+            Ok(Ended::Detached)
+        }
     }
 }
 

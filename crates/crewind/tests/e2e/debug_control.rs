@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::debug::{
     Recording, SERIAL, crewind, no_difference, program, program_text, python, text,
 };
-use crate::harness::{CREWIND, build, run, scratch};
+use crate::harness::{CREWIND, build, scratch};
 
 /// For things that take no time on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -335,5 +335,255 @@ print("all done")
         ] {
             assert!(output.contains(part), "no {part} in {output}");
         }
+    }
+}
+
+/// A server, and where it waits.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(r: &Recording) -> Server {
+        let words = [CREWIND, "debug", &r.trace, "--server", "0"];
+        let mut child = r
+            .place
+            .command(&words, &r.place.work, &[])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("crewind starts");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+        let address = lines
+            .by_ref()
+            .map_while(Result::ok)
+            .find_map(|l| {
+                Some(
+                    l.split_once("target remote ")?
+                        .1
+                        .trim_end_matches('"')
+                        .to_owned(),
+                )
+            })
+            .expect("it says where it waits");
+        // What it says later does not stop it.
+        std::thread::spawn(move || lines.for_each(drop));
+        Server { child, address }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// gdb as front ends use it.
+struct Mi {
+    gdb: Child,
+    lines: std::sync::mpsc::Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl Mi {
+    fn start(r: &Recording) -> Mi {
+        let words = ["gdb", "-nx", "-q", "--interpreter=mi"];
+        let mut gdb = r
+            .place
+            .command(&words, &r.place.work, &[])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("gdb starts");
+        let output = BufReader::new(gdb.stdout.take().expect("piped"));
+        let (to, lines) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            output
+                .lines()
+                .map_while(Result::ok)
+                .for_each(|l| drop(to.send(l)));
+        });
+        Mi {
+            gdb,
+            lines,
+            seen: Vec::new(),
+        }
+    }
+
+    fn send(&mut self, command: &str) {
+        use std::io::Write;
+        let pipe = self.gdb.stdin.as_mut().expect("piped");
+        writeln!(pipe, "{command}").expect("gdb is there");
+    }
+
+    /// Waits for a line that begins so.
+    fn wait(&mut self, begin: &str) -> String {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|e| {
+                panic!("no {begin} ({e}) in\n{}", self.seen.join("\n"));
+            });
+            self.seen.push(line.clone());
+            assert!(
+                begin == "^error" || !line.starts_with("^error"),
+                "{}",
+                self.seen.join("\n")
+            );
+            if line.starts_with(begin) {
+                return line;
+            }
+        }
+    }
+
+    fn ask(&mut self, command: &str, answer: &str) -> String {
+        self.send(command);
+        self.wait(answer)
+    }
+
+    /// Lets it run until it stops.
+    fn go(&mut self, command: &str, reason: &str) {
+        self.ask(command, "^running");
+        let stopped = self.wait("*stopped");
+        assert!(stopped.contains(reason), "{}", self.seen.join("\n"));
+    }
+}
+
+impl Drop for Mi {
+    fn drop(&mut self) {
+        let _ = self.gdb.kill();
+        let _ = self.gdb.wait();
+    }
+}
+
+#[test]
+fn debug_front_ends_drive_gdb_by_mi() {
+    let program = program("spin.c", "-O1");
+    let Some(r) = Recording::new("debug_mi", SERIAL, &[&program.display().to_string()]) else {
+        return;
+    };
+    let server = Server::start(&r);
+    let mut mi = Mi::start(&r);
+    // In the order of Visual Studio Code's extension.
+    mi.ask("-gdb-set mi-async on", "^done");
+    mi.ask("-environment-cd /", "^done");
+    let file = format!("-file-exec-and-symbols {}", program.display());
+    mi.ask(&file, "^done");
+    let target = format!("-target-select remote {}", server.address);
+    mi.ask(&target, "^connected");
+    mi.ask("-break-insert -f turn", "^done,bkpt");
+    mi.go("-exec-continue", "breakpoint-hit");
+    let threads = mi.ask("-thread-info", "^done,threads");
+    assert!(threads.contains("func=\"turn\""), "{threads}");
+    let frames = mi.ask("-stack-list-frames", "^done,stack");
+    assert!(frames.contains("func=\"main\""), "{frames}");
+    mi.ask("-var-create value * \"sum * 2\"", "^done,name=\"value\"");
+    let names = mi.ask("-stack-list-variables --simple-values", "^done,variables");
+    assert!(names.contains("name=\"n\""), "{names}");
+    // A function is called.
+    mi.ask("-interpreter-exec console \"delete\"", "^done");
+    mi.ask(
+        "-data-evaluate-expression \"(turn(3), sum)\"",
+        "^done,value",
+    );
+    mi.go("-exec-step", "end-stepping-range");
+    mi.go("-exec-step --reverse", "end-stepping-range");
+    mi.go("-exec-next --reverse", "end-stepping-range");
+    // Pause.
+    mi.ask("-exec-continue", "^running");
+    mi.wait("*running");
+    mi.ask("-exec-interrupt --all", "^done");
+    let stopped = mi.wait("*stopped");
+    assert!(stopped.contains("SIGINT"), "{stopped}");
+    mi.go("-exec-continue --reverse", "func=\"_start\"");
+    mi.ask("-target-detach", "^done");
+    mi.send("-gdb-exit");
+    mi.wait("^exit");
+    // The session outlives it.
+    let mut again = Mi::start(&r);
+    again.ask(&file, "^done");
+    again.ask(&target, "^connected");
+    again.go("-exec-continue", "func=\"__GI__exit\"");
+}
+
+#[test]
+fn debug_server_answers_what_lldb_asks() {
+    use std::io::{Read, Write};
+    let program = program("steps.c", "-O0");
+    let Some(r) = Recording::new("debug_lldb", SERIAL, &[&program.display().to_string()]) else {
+        return;
+    };
+    let server = Server::start(&r);
+    let connect = || {
+        let stream = std::net::TcpStream::connect(&server.address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream
+    };
+    // None: it has hung up.
+    let ask = |stream: &mut std::net::TcpStream, packet: &str| -> Option<String> {
+        let sum = packet.bytes().fold(0u8, u8::wrapping_add);
+        stream
+            .write_all(format!("${packet}#{sum:02x}").as_bytes())
+            .ok()?;
+        let mut answer = String::new();
+        while answer.find('#').is_none_or(|at| answer.len() < at + 3) {
+            let mut byte = [0];
+            match stream.read(&mut byte) {
+                Ok(1) => answer.push(byte[0].into()),
+                Ok(_) => return None,
+                Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                Err(e) => panic!("no answer to {packet}: {e}"),
+            }
+        }
+        stream.write_all(b"+").ok()?;
+        Some(answer)
+    };
+    let hex = |text: &str| -> String { text.bytes().map(|b| format!("{b:02x}")).collect() };
+    let triple = hex("x86_64-unknown-linux-gnu");
+    let mut stream = connect();
+    for packet in ["qHostInfo", "qProcessInfo"] {
+        let answer = ask(&mut stream, packet).unwrap_or_default();
+        assert!(answer.contains(&triple), "{answer}");
+        assert!(answer.contains("ptrsize:8;"), "{answer}");
+    }
+    let answer = ask(&mut stream, "qProcessInfo").unwrap_or_default();
+    assert!(answer.contains("pid:1;"), "{answer}");
+    drop(stream);
+    // After nonsense of any kind the session is what it was, over the same connection or the next.
+    let when = format!("qRcmd,{}", hex("when"));
+    let mut place = ask(&mut connect(), &when).expect("an answer");
+    for packet in [
+        "qNonsense",
+        "Hg77777",
+        "m0,8",
+        "M0,1:00",
+        "Mzz",
+        "G00",
+        "Gzz",
+        "p9999",
+        "vCont;x",
+        "vCont;s:7777",
+        "Z9,0,0",
+        "Z2,0,fffffffffffffff0",
+        "vFile:open:zz",
+        "vFile:pread:77,10,0",
+        "vFile:close:5",
+        "D;5",
+        "",
+    ] {
+        let mut stream = connect();
+        let _ = ask(&mut stream, packet);
+        drop(stream);
+        let mut stream = connect();
+        let now = ask(&mut stream, &when);
+        if packet.starts_with("vCont;s") {
+            // Nobody is stepped, so it runs on until the other side is gone.
+            place = now.unwrap_or_else(|| panic!("nothing after {packet}"));
+        } else {
+            assert_eq!(now.as_ref(), Some(&place), "after {packet}");
+        }
+        drop(stream);
     }
 }
