@@ -77,15 +77,15 @@ impl Runtime {
     /// Away from the recording: does one instruction as the machine would now.
     ///
     /// # Errors
-    /// It faults.
-    pub(crate) fn instruction_now(&mut self, th: &mut Thread, i: &InsnExit) -> Result<(), SigInfo> {
+    /// It faults: the signal.
+    pub(crate) fn instruction_now(&mut self, th: &mut Thread, i: &InsnExit) -> Result<(), u32> {
         let done = if i.kind.is_fpu_state() {
             fpu::emulate(th.ctx(), i, &mut Memory(self))
         } else {
             let r = insn::sample(th.ctx(), i);
             insn::apply(th.ctx(), i, &r, &mut Memory(self))
         };
-        done.map_err(|fault| self.insn_fault(th, &fault))
+        done.map_err(|fault| self.insn_fault(th, &fault).signo())
     }
 
     /// The signal of an instruction that cannot be done.

@@ -19,7 +19,6 @@ use crate::guestmem;
 use crate::hostcall;
 use crate::runtime::{Code, Runtime};
 use crate::sched;
-use crate::signal::SigInfo;
 use crate::syscall::Call;
 use crate::thread::Thread;
 use crewind_syscalls::Row;
@@ -105,11 +104,11 @@ impl Runtime {
     ) -> Option<(Why, u64, u64)> {
         STRAYS.store(true, Ordering::Relaxed);
         let runs = sched::stand_for(ThreadId(how.thread));
-        // SAFETY: threads live as long as they are in the scheduler's list; this host thread is the only one. Where it is
-        // `th`, that is what is used.
         let th = if th.id.0 == how.thread {
             th
         } else {
+            // SAFETY: threads live as long as they are in the scheduler's list; this host thread is the only one, and `th` is
+            // another one.
             unsafe { runs.as_mut() }?
         };
         th.ctx().arm_site(None);
@@ -150,11 +149,11 @@ impl Runtime {
                 },
                 Exit::Insn(insn) => match self.instruction_now(th, &insn) {
                     Ok(()) => stepped = true,
-                    Err(info) => return Why::Signal(info.signo()),
+                    Err(signo) => return Why::Signal(signo),
                 },
                 Exit::Fault => match self.stray_fault(th) {
                     Ok(on_own_page) => alone |= on_own_page,
-                    Err(info) => return Why::Signal(info.signo()),
+                    Err(signo) => return Why::Signal(signo),
                 },
                 // A debugger has its breakpoints also where nothing can be executed: where its calls return to.
                 Exit::FetchFault { .. } if d.breaks.contains(&th.ctx().rip) => {}
@@ -201,7 +200,7 @@ impl Runtime {
 
     /// A fault: one of the runtime's, or an error, which the program's handler does not get to see. `Ok(true)`: the
     /// instruction changes the page it is on, and has to be done alone.
-    fn stray_fault(&mut self, th: &mut Thread) -> Result<bool, SigInfo> {
+    fn stray_fault(&mut self, th: &mut Thread) -> Result<bool, u32> {
         let info = th.fault;
         if info.signo() as i32 == libc::SIGSEGV {
             if info.err & 2 != 0
@@ -219,7 +218,7 @@ impl Runtime {
                 return Ok(false);
             }
         }
-        Err(info)
+        Err(info.signo())
     }
 
     /// A system call that is not in the recording.
