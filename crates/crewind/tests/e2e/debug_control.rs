@@ -12,18 +12,15 @@ use crate::harness::{CREWIND, build, scratch};
 /// For things that take no time on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Sends Ctrl-C to gdb, from itself, again and again until a command has stopped.
+/// Sends Ctrl-C to gdb, from itself, when a command takes long.
 const INTERRUPTING: &str = r#"
 import os, signal, threading, time
-def interrupted(command, times=1000):
-    over = []
+def interrupted(command):
+    over = threading.Event()
     def press():
-        for n in range(times):
-            if over:
-                break
-            time.sleep(0.3)
-            if not over:
-                os.kill(os.getpid(), signal.SIGINT)
+        # gdb gives up a target that does not stop for the second one.
+        if not over.wait(0.5):
+            os.kill(os.getpid(), signal.SIGINT)
     presses = threading.Thread(target=press)
     text = ""
     # What comes when gdb itself works ends the script's command, not the session.
@@ -34,7 +31,7 @@ def interrupted(command, times=1000):
         text = "interrupted"
     except gdb.error as e:
         text = str(e)
-    over.append(True)
+    over.set()
     while presses.is_alive():
         try:
             presses.join()
@@ -81,8 +78,7 @@ check("went back", position() != before, True)
 # A breakpoint that never counts.
 do("break turn if never")
 do("break *$pc if never")
-# (Once only: gdb gives up a target that does not stop for two.)
-interrupted("reverse-continue", 1)
+interrupted("reverse-continue")
 check("conditions: not at the beginning", "event 0," in when(), False)
 do("delete")
 do("goto start")
