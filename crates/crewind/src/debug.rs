@@ -27,7 +27,8 @@ use crate::locate::{self, trace_error};
 use crate::replay;
 use crate::supervise::{self, Inherited, SignalsGo};
 
-/// Commands that make gdb's own out of the server's, and show where they led.
+/// Commands that make gdb's own out of the server's, and show where they led. (Going on forwards, gdb first steps over a
+/// breakpoint where it stands, and cannot cope with a step that ends in another thread. Backwards it does not.)
 const COMMANDS: &str = "\
 define when
   monitor when
@@ -37,7 +38,7 @@ Show where in the recording this is: event, thread, position.
 end
 define goto
   monitor jump $arg0
-  continue
+  reverse-continue
   sharedlibrary
 end
 document goto

@@ -147,6 +147,7 @@ do("break stop_here if i == 20")
 do("continue")
 sums = []
 ran = gdb.selected_thread()
+ran_in = ran.ptid
 for t in gdb.selected_inferior().threads():
     t.switch()
     frame = gdb.newest_frame().pc()
@@ -160,6 +161,19 @@ for t in gdb.selected_inferior().threads():
     check("registers", (t.ptid, do("info registers"), do("info float")) in sums, True)
 ran.switch()
 moment = position()
+# From a breakpoint in this thread, and in a function called here, to where there is another thread or this one is gone.
+do("goto end")
+do("goto " + moment)
+check("thread again", gdb.selected_thread().ptid, ran_in)
+do("break inner")
+ask("outer(1)")
+check("in it", gdb.selected_frame().name(), "inner")
+do("goto end")
+check("at the end", "here" in when(), True)
+do("goto start")
+do("goto " + moment)
+check("thread at last", gdb.selected_thread().ptid, ran_in)
+check("frame at last", gdb.selected_frame().name(), "stop_here")
 do("delete")
 do("stepi")
 check("moved", position() != moment, True)
