@@ -1,7 +1,8 @@
 //! A replaying process, as the debugger sees it.
 
 use crewind_guest::debug::wire::{
-    Answer, Channel, Place, ProgramInfo, Registers, Request, Run, Stopped, ThreadInfo, Watch,
+    Answer, Channel, Forks, Place, ProgramInfo, Registers, Request, Run, Stopped, Stray,
+    ThreadInfo, Watch,
 };
 use std::fmt;
 use std::io;
@@ -54,6 +55,8 @@ pub struct LookOut {
     pub watches: Vec<Watch>,
     /// System calls; an empty list: all of them.
     pub calls: Option<Vec<u64>>,
+    /// The making of processes.
+    pub forks: Forks,
 }
 
 impl LookOut {
@@ -88,7 +91,11 @@ impl Engine {
     }
 
     fn ask(&mut self, request: &Request) -> Result<(Answer, Vec<u8>)> {
-        self.channel.send(request, &[])?;
+        self.ask_with(request, &[])
+    }
+
+    fn ask_with(&mut self, request: &Request, bytes: &[u8]) -> Result<(Answer, Vec<u8>)> {
+        self.channel.send(request, bytes)?;
         match self.channel.receive()? {
             (Answer::Failed(why), _) => Err(Error::Refused(why)),
             other => Ok(other),
@@ -96,7 +103,11 @@ impl Engine {
     }
 
     fn tell(&mut self, request: &Request) -> Result<()> {
-        match self.ask(request)? {
+        self.tell_with(request, &[])
+    }
+
+    fn tell_with(&mut self, request: &Request, bytes: &[u8]) -> Result<()> {
+        match self.ask_with(request, bytes)? {
             (Answer::Done, _) => Ok(()),
             (other, _) => Err(unexpected(&other)),
         }
@@ -119,6 +130,10 @@ impl Engine {
             self.tell(&Request::Calls(wanted.calls.clone()))?;
             self.looks_out.calls.clone_from(&wanted.calls);
         }
+        if self.looks_out.forks != wanted.forks {
+            self.tell(&Request::Forks(wanted.forks))?;
+            self.looks_out.forks = wanted.forks;
+        }
         Ok(())
     }
 
@@ -132,6 +147,33 @@ impl Engine {
                 self.place = s.place;
                 Ok(s)
             }
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Changes the registers of a thread. The process is for throwing away from now on.
+    ///
+    /// # Errors
+    /// There is no such thread.
+    pub fn set_registers(&mut self, thread: u32, registers: &Registers) -> Result<()> {
+        self.tell_with(&Request::SetRegisters(thread), &registers.to_bytes())
+    }
+
+    /// Changes memory. The process is for throwing away from now on.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn write(&mut self, addr: u64, bytes: &[u8]) -> Result<()> {
+        self.tell_with(&Request::Write { addr }, bytes)
+    }
+
+    /// Lets one thread go on alone, without the recording. The process is for throwing away from now on.
+    ///
+    /// # Errors
+    /// There is no such thread.
+    pub fn stray(&mut self, how: Stray) -> Result<Stopped> {
+        match self.ask(&Request::Stray(how))? {
+            (Answer::Stopped(s), _) => Ok(s),
             (other, _) => Err(unexpected(&other)),
         }
     }

@@ -6,7 +6,10 @@
 
 mod arch;
 mod connection;
+mod copy;
 pub mod engine;
+mod files;
+mod lldb;
 mod memory;
 mod monitor;
 pub mod point;
@@ -14,4 +17,5 @@ mod target;
 pub mod timeline;
 
 pub use connection::{Connection, Ended, serve, tcp, unix};
+pub use files::Find;
 pub use target::Session;

@@ -4,12 +4,14 @@ use crate::engine::Error;
 use crate::point::{Wanted, describe, number};
 use crate::target::Session;
 use crate::timeline::Reason;
+use crewind_guest::debug::wire::Forks;
 
 const HELP: &str = "\
 when                    where this is: event, thread, position
 goto EVENT              to a moment; also goto start, goto end, goto THREAD:CLOCK[:PC]
 last-write ADDR [LEN]   the last write to memory before this moment
 checksum                hash of registers and memory here
+catch fork|vfork|none   stop behind the making of processes
 checkpoints             how many checkpoints there are
 (gdb's own commands `when`, `goto` and `last-write` are made of these and show where they lead.)";
 
@@ -27,6 +29,7 @@ impl Session {
             ("last-write", [addr, len]) => self.last_write(addr, len),
             ("checksum", []) => self.timeline.checksum().map(|sum| format!("{sum:016x}")),
             ("checkpoints", []) => Ok(self.timeline.checkpoints().to_string()),
+            ("catch", [what]) => self.catch(what),
             ("help", _) => Ok(HELP.into()),
             _ => Ok(format!("unknown: {line}\n{HELP}")),
         };
@@ -50,6 +53,7 @@ impl Session {
     /// There is no such moment.
     pub fn goto(&mut self, to: &str) -> Result<String, Error> {
         let wanted = Wanted::parse(to).map_err(Error::Refused)?;
+        self.forget_copy();
         let reason = self.timeline.go_to(wanted, &mut || false)?;
         let ended = match reason {
             Reason::End(_) if wanted != Wanted::End => "that is behind the end; ",
@@ -71,6 +75,28 @@ impl Session {
                 why
             }
         }
+    }
+
+    fn catch(&mut self, what: &str) -> Result<String, Error> {
+        let forks = &mut self.forks;
+        match what {
+            "fork" => forks.fork = true,
+            "vfork" => forks.vfork = true,
+            "none" => *forks = Forks::default(),
+            "exec" => {
+                return Ok("a session is about one program: where that executes the next one, it ends, with or without this".into());
+            }
+            _ => {
+                return Err(Error::Refused(format!(
+                    "\"{what}\" cannot be caught; fork, vfork, none can"
+                )));
+            }
+        }
+        self.timeline.set_forks(self.forks);
+        Ok(match what {
+            "none" => "no making of processes is caught any more".into(),
+            _ => format!("stops behind each {what}; `monitor catch none` ends that"),
+        })
     }
 
     fn last_write(&mut self, addr: &str, len: &str) -> Result<String, Error> {

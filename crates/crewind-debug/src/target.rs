@@ -1,11 +1,13 @@
 //! What gdb sees of a replay.
 
-use crate::arch::{Regs, X86};
+use crate::arch::{Regs, X86, description};
 use crate::connection::Interrupts;
+use crate::copy::Copy;
 use crate::engine::{Engine, Error};
+use crate::files::Files;
 use crate::point::Wanted;
-use crate::timeline::{Reason, Timeline};
-use crewind_guest::debug::wire::{Access, ProgramInfo, Step, Stopped, Watch};
+use crate::timeline::{Poll, Reason, Timeline};
+use crewind_guest::debug::wire::{Access, Forks, ProgramInfo, Step, Stopped, Watch};
 use gdbstub::common::{Pid, Signal, Tid};
 use gdbstub::stub::MultiThreadStopReason;
 use gdbstub::target::ext::auxv::{Auxv, AuxvOps};
@@ -26,7 +28,13 @@ use gdbstub::target::ext::catch_syscalls::{
     CatchSyscallPosition, CatchSyscalls, CatchSyscallsOps, SyscallNumbers,
 };
 use gdbstub::target::ext::exec_file::{ExecFile, ExecFileOps};
+use gdbstub::target::ext::host_info::HostInfoOps;
+use gdbstub::target::ext::host_io::HostIoOps;
 use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps, outputln};
+use gdbstub::target::ext::process_info::ProcessInfoOps;
+use gdbstub::target::ext::target_description_xml_override::{
+    TargetDescriptionXmlOverride, TargetDescriptionXmlOverrideOps,
+};
 use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOps};
 use gdbstub::target::{Target, TargetError, TargetResult};
 
@@ -46,7 +54,12 @@ pub struct Session {
     resume: Resume,
     /// Where the next resumption goes, whatever gdb says; `Some(None)`: nowhere.
     pub(crate) jump: Option<Option<Wanted>>,
-    said_unchangeable: bool,
+    /// Where the program's functions are called.
+    copy: Option<Copy>,
+    description: String,
+    pub(crate) files: Files,
+    /// What is caught of the making of processes.
+    pub(crate) forks: Forks,
 }
 
 /// The reason for a stop.
@@ -59,12 +72,16 @@ impl Session {
     /// It cannot be asked.
     pub fn new(first: Engine, stopped: &Stopped) -> Result<Session, Error> {
         let mut timeline = Timeline::new(first, stopped)?;
+        let program = timeline.program()?;
         Ok(Session {
-            program: timeline.program()?,
+            description: description(program.avx512),
+            program,
             timeline,
             resume: Resume::Continue,
             jump: None,
-            said_unchangeable: false,
+            copy: None,
+            files: Files::default(),
+            forks: Forks::default(),
         })
     }
 
@@ -81,6 +98,9 @@ impl Session {
     /// Does what gdb wants.
     pub(crate) fn run(&mut self, interrupts: &mut Interrupts<'_>) -> Result<Stop, Error> {
         let mut poll = || interrupts.pending();
+        if let Some(stop) = self.run_copy(&mut poll) {
+            return Ok(stop);
+        }
         if let Some(jump) = self.jump.take() {
             let reason = match jump.map(|to| self.timeline.go_to(to, &mut poll)) {
                 Some(Err(Error::Refused(why))) => {
@@ -103,8 +123,83 @@ impl Session {
         Ok(self.stop(reason, Signal::SIGINT))
     }
 
+    /// Goes on in the copy, if a call is under way there; else there is none from now on.
+    fn run_copy(&mut self, poll: Poll<'_>) -> Option<Stop> {
+        let mut copy = self.copy.take()?;
+        let step = match self.resume {
+            Resume::Continue => None,
+            Resume::Step(s) => Some(s),
+            Resume::Back | Resume::StepBack(_) => return None,
+        };
+        if self.jump.is_some() {
+            return None;
+        }
+        // A copy that is gone says so below.
+        if !copy.is_away().unwrap_or(true) {
+            if copy.is_changed() {
+                eprintln!(
+                    "crewind: what was written to memory and registers is gone: a recording cannot be changed, only a copy of the process while it stands here"
+                );
+            }
+            return None;
+        }
+        let reason = match copy.go(step, self.timeline.breaks(), poll) {
+            Ok(reason) => reason,
+            // The recording is where it was.
+            Err(e) => {
+                eprintln!("crewind: the call is over: {e}");
+                return Some(self.stop(Reason::Interrupted, Signal::SIGSYS));
+            }
+        };
+        self.copy = Some(copy);
+        Some(self.stop(reason, Signal::SIGINT))
+    }
+
+    /// The copy, which is made if there is none.
+    fn copy(&mut self) -> Result<&mut Copy, Error> {
+        if self.copy.is_none() {
+            let thread = self.timeline.place().thread;
+            self.copy = Some(Copy::of(self.timeline.engine(), thread)?);
+        }
+        self.copy
+            .as_mut()
+            .ok_or_else(|| Error::Refused("there is no copy of the process".into()))
+    }
+
+    /// Ends the copy, if there is one.
+    pub(crate) fn forget_copy(&mut self) {
+        self.copy = None;
+    }
+
+    /// A front end has gone: who comes next finds the recording.
+    pub(crate) fn left_alone(&mut self) {
+        self.forget_copy();
+        self.files.close();
+        self.forks = Forks::default();
+        self.timeline.set_forks(self.forks);
+    }
+
+    /// What a change led to. A copy that is gone leaves the recording as it is.
+    fn changed(&mut self, done: Result<(), Error>, errno: i32) -> TargetResult<(), Self> {
+        done.map_err(|e| {
+            if matches!(e, Error::Gone(_)) {
+                self.forget_copy();
+            }
+            eprintln!("crewind: {e}");
+            TargetError::Errno(errno as u8)
+        })
+    }
+
+    /// The thread that goes on when something does.
+    fn runs(&self) -> u32 {
+        match &self.copy {
+            Some(copy) => copy.thread(),
+            None => self.timeline.place().thread,
+        }
+    }
+
     fn stop(&mut self, reason: Reason, interrupted: Signal) -> Stop {
-        let tid = tid(self.timeline.place().thread);
+        let tid = tid(self.runs());
         let signal = |signal| Stop::SignalWithThread { tid, signal };
         match reason {
             Reason::Done => signal(Signal::SIGTRAP),
@@ -131,8 +226,19 @@ impl Session {
                     CatchSyscallPosition::Entry
                 },
             },
+            Reason::Forked { pid, vfork } => {
+                let how = if vfork { "vfork" } else { "fork" };
+                eprintln!(
+                    "crewind: process {pid} was made here ({how}); `crewind debug --process {pid}` shows that one"
+                );
+                signal(Signal::SIGZERO)
+            }
             Reason::Signal(n) => signal(gdb_signal(n)),
             Reason::Interrupted => signal(interrupted),
+            Reason::Cannot(why) => {
+                eprintln!("crewind: the call stops here: {why}");
+                signal(Signal::SIGSYS)
+            }
             Reason::Start => Stop::ReplayLog {
                 tid: Some(tid),
                 pos: ReplayLogPosition::Begin,
@@ -150,15 +256,6 @@ impl Session {
     /// The answer to Ctrl-C when nothing runs.
     pub(crate) fn interrupted(&mut self) -> Stop {
         self.stop(Reason::Interrupted, Signal::SIGINT)
-    }
-
-    fn refuse(&mut self) -> TargetError<Error> {
-        if !std::mem::replace(&mut self.said_unchangeable, true) {
-            eprintln!(
-                "crewind: a recording cannot be changed: writing to memory or registers, and calling functions of the program, is refused"
-            );
-        }
-        TargetError::Errno(libc::EROFS as u8)
     }
 }
 
@@ -239,6 +336,11 @@ fn shown(e: Error) -> TargetError<Error> {
     }
 }
 
+/// The same for a copy, whose end ends nothing.
+fn harmless(_: Error) -> TargetError<Error> {
+    TargetError::NonFatal
+}
+
 impl Target for Session {
     type Arch = X86;
     type Error = Error;
@@ -266,33 +368,63 @@ impl Target for Session {
     fn support_auxv(&mut self) -> Option<AuxvOps<'_, Self>> {
         Some(self)
     }
+
+    fn support_host_info(&mut self) -> Option<HostInfoOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_process_info(&mut self) -> Option<ProcessInfoOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_host_io(&mut self) -> Option<HostIoOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_target_description_xml_override(
+        &mut self,
+    ) -> Option<TargetDescriptionXmlOverrideOps<'_, Self>> {
+        Some(self)
+    }
 }
 
 impl MultiThreadBase for Session {
     fn read_registers(&mut self, regs: &mut Regs, tid: Tid) -> TargetResult<(), Self> {
-        let r = self.timeline.registers(thread(tid)).map_err(shown)?;
-        *regs = Regs::from(&r);
+        let r = match &mut self.copy {
+            Some(copy) => copy.registers(thread(tid)).map_err(harmless)?,
+            None => self.timeline.registers(thread(tid)).map_err(shown)?,
+        };
+        *regs = Regs::new(&r, self.program.avx512);
         Ok(())
     }
 
-    fn write_registers(&mut self, _: &Regs, _: Tid) -> TargetResult<(), Self> {
-        Err(self.refuse())
+    fn write_registers(&mut self, regs: &Regs, tid: Tid) -> TargetResult<(), Self> {
+        let original = self.timeline.registers(thread(tid)).map_err(shown)?;
+        let done = self
+            .copy()
+            .and_then(|copy| copy.set(thread(tid), regs, original));
+        self.changed(done, libc::EINVAL)
     }
 
     fn read_addrs(&mut self, addr: u64, data: &mut [u8], _: Tid) -> TargetResult<usize, Self> {
-        match self.timeline.read(addr, data).map_err(shown)? {
+        let read = match &mut self.copy {
+            Some(copy) => copy.read(addr, data).map_err(harmless)?,
+            None => self.timeline.read(addr, data).map_err(shown)?,
+        };
+        match read {
             0 if !data.is_empty() => Err(TargetError::Errno(libc::EFAULT as u8)),
             n => Ok(n),
         }
     }
 
-    fn write_addrs(&mut self, _: u64, _: &[u8], _: Tid) -> TargetResult<(), Self> {
-        Err(self.refuse())
+    fn write_addrs(&mut self, addr: u64, data: &[u8], _: Tid) -> TargetResult<(), Self> {
+        let done = self.copy().and_then(|copy| copy.write(addr, data));
+        self.changed(done, libc::EFAULT)
     }
 
     fn list_active_threads(&mut self, register: &mut dyn FnMut(Tid)) -> Result<(), Error> {
         // Where gdb leaves the choice, the first one is taken: that is the one that runs.
-        let runs = self.timeline.place().thread;
+        let runs = self.runs();
         let threads = self.timeline.threads()?;
         let (first, others): (Vec<_>, Vec<_>) = threads.iter().partition(|t| t.id == runs);
         for t in first.iter().chain(&others) {
@@ -482,6 +614,21 @@ impl ExecFile for Session {
         buf: &mut [u8],
     ) -> TargetResult<usize, Self> {
         Ok(part(self.program.path.as_bytes(), offset, length, buf))
+    }
+}
+
+impl TargetDescriptionXmlOverride for Session {
+    fn target_description_xml(
+        &self,
+        annex: &[u8],
+        offset: u64,
+        length: usize,
+        buf: &mut [u8],
+    ) -> TargetResult<usize, Self> {
+        if annex != b"target.xml" {
+            return Err(TargetError::Errno(libc::ENOENT as u8));
+        }
+        Ok(part(self.description.as_bytes(), offset, length, buf))
     }
 }
 

@@ -13,8 +13,8 @@ use crate::engine::{Engine, Error, LookOut, Result};
 use crate::memory;
 use crate::point::Wanted;
 use crewind_guest::debug::wire::{
-    Access, Collect, Hit, Place, Point, ProgramInfo, Registers, Run, Step, Stopped, ThreadInfo,
-    Watch, Why,
+    Access, Collect, Forks, Hit, Place, Point, ProgramInfo, Registers, Run, Step, Stopped,
+    ThreadInfo, Watch, Why,
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -58,8 +58,17 @@ pub enum Reason {
         /// Behind it.
         done: bool,
     },
+    /// Behind the making of a process.
+    Forked {
+        /// Its id.
+        pid: i32,
+        /// By `vfork`.
+        vfork: bool,
+    },
     /// In front of the delivery of a signal.
     Signal(u32),
+    /// Away from the recording, the thread cannot go on: why.
+    Cannot(String),
     /// There is nothing before.
     Start,
     /// There is nothing behind; how the process ended.
@@ -194,6 +203,11 @@ impl Timeline {
 
     // What is looked out for.
 
+    /// The breakpoints.
+    pub fn breaks(&self) -> &[u64] {
+        &self.looks_out.breaks
+    }
+
     /// Adds or removes a breakpoint.
     pub fn set_break(&mut self, pc: u64, on: bool) {
         let breaks = &mut self.looks_out.breaks;
@@ -219,6 +233,11 @@ impl Timeline {
     /// Catches these system calls; an empty list: all of them.
     pub fn set_calls(&mut self, calls: Option<Vec<u64>>) {
         self.looks_out.calls = calls;
+    }
+
+    /// Stops behind the making of processes.
+    pub fn set_forks(&mut self, forks: Forks) {
+        self.looks_out.forks = forks;
     }
 
     // Moving.
@@ -358,7 +377,9 @@ impl Timeline {
             Why::Break => Reason::Break,
             Why::Watch(w) => Reason::Watch(w),
             Why::Call { nr, done } => Reason::Call { nr, done },
+            Why::Forked { pid, vfork } => Reason::Forked { pid, vfork },
             Why::Signal(s) => Reason::Signal(s),
+            Why::Cannot(why) => Reason::Cannot(why),
             Why::End(how) => Reason::End(how),
         })
     }
@@ -404,8 +425,8 @@ impl Timeline {
         })
     }
 
-    /// Goes to a little before a place, where a checkpoint is worth its time: see `stops_before`.
-    fn go_near(&mut self, place: Place, poll: Poll<'_>) -> Result<()> {
+    /// Goes to a little before a place, where a checkpoint is worth its time: see `stops_before`. True: interrupted.
+    fn go_near(&mut self, place: Place, poll: Poll<'_>) -> Result<bool> {
         let point = place.point;
         self.start_from(self.before(point), point)?;
         self.current.look_out(&LookOut::default())?;
@@ -414,8 +435,7 @@ impl Timeline {
             until: Some((place.thread, point.clock.saturating_sub(1))),
             ..Run::default()
         };
-        self.stops_before(run, poll)?;
-        Ok(())
+        self.stops_before(run, poll)
     }
 
     /// Goes to a moment.
@@ -610,18 +630,24 @@ impl Timeline {
         }
         match hit {
             Some(hit) => {
-                self.go_near(hit.place, poll)?;
-                self.go_to_point(hit.place.point, poll)?;
+                if self.go_near(hit.place, poll)? {
+                    return Ok(Reason::Interrupted);
+                }
+                let came = self.go_to_point(hit.place.point, poll)?;
+                if came == Reason::Interrupted {
+                    return Ok(came);
+                }
                 Ok(match hit.why {
                     Why::Watch(w) => Reason::Watch(w),
                     Why::Call { nr, done } => Reason::Call { nr, done },
+                    Why::Forked { pid, vfork } => Reason::Forked { pid, vfork },
                     _ => Reason::Break,
                 })
             }
-            None => {
-                self.go_to_point(self.first(), poll)?;
-                Ok(Reason::Start)
-            }
+            None => match self.go_to_point(self.first(), poll)? {
+                Reason::Interrupted => Ok(Reason::Interrupted),
+                _ => Ok(Reason::Start),
+            },
         }
     }
 
@@ -681,8 +707,7 @@ impl Timeline {
                 }
                 self.pages.clear();
                 if let Some(hit) = last {
-                    self.go_to_point(hit.place.point, poll)?;
-                    return Ok(Reason::Done);
+                    return self.go_to_point(hit.place.point, poll);
                 }
             }
             upper = from;

@@ -65,18 +65,42 @@ impl Runtime {
     }
 
     fn instruction_done(&mut self, th: &mut Thread, done: Result<(), InsnFault>) -> Flow {
-        let (signo, code, addr, trapno, err) = match done {
-            Ok(()) => return Flow::Go,
-            Err(InsnFault::InvalidOpcode) => (libc::SIGILL, 2, th.ctx().rip, 6, 0),
-            Err(InsnFault::GsBase) => {
+        match done {
+            Ok(()) => Flow::Go,
+            Err(fault) => {
+                let info = self.insn_fault(th, &fault);
+                self.raise(th, info)
+            }
+        }
+    }
+
+    /// Away from the recording: does one instruction as the machine would now.
+    ///
+    /// # Errors
+    /// It faults: the signal.
+    pub(crate) fn instruction_now(&mut self, th: &mut Thread, i: &InsnExit) -> Result<(), u32> {
+        let done = if i.kind.is_fpu_state() {
+            fpu::emulate(th.ctx(), i, &mut Memory(self))
+        } else {
+            let r = insn::sample(th.ctx(), i);
+            insn::apply(th.ctx(), i, &r, &mut Memory(self))
+        };
+        done.map_err(|fault| self.insn_fault(th, &fault).signo())
+    }
+
+    /// The signal of an instruction that cannot be done.
+    fn insn_fault(&mut self, th: &mut Thread, fault: &InsnFault) -> SigInfo {
+        let (signo, code, addr, trapno, err) = match *fault {
+            InsnFault::InvalidOpcode => (libc::SIGILL, 2, th.ctx().rip, 6, 0),
+            InsnFault::GsBase => {
                 self.warn_once(
                     u32::MAX,
                     format_args!("the program sets its GS base, which crewind uses itself; it gets SIGILL. Programs that use GS cannot be recorded yet"),
                 );
                 (libc::SIGILL, 2, th.ctx().rip, 6, 0)
             }
-            Err(InsnFault::GeneralProtection) => (libc::SIGSEGV, 0x80, 0, 13, 0),
-            Err(InsnFault::Memory { addr, write }) => {
+            InsnFault::GeneralProtection => (libc::SIGSEGV, 0x80, 0, 13, 0),
+            InsnFault::Memory { addr, write } => {
                 let mapped = self.space.find(addr).is_some();
                 let code = if mapped { 2 } else { 1 };
                 (
@@ -93,7 +117,7 @@ impl Runtime {
         if trapno == 14 {
             info.cr2 = addr;
         }
-        self.raise(th, info)
+        info
     }
 }
 

@@ -263,7 +263,7 @@ pub fn extent_of(thread: ThreadId) -> u64 {
 }
 
 /// Writes everything; a reader that is gone is not our concern.
-fn write_all(fd: i32, mut bytes: &[u8]) {
+pub(crate) fn write_all(fd: i32, mut bytes: &[u8]) {
     while !bytes.is_empty() {
         let args = [
             fd as u64,

@@ -397,6 +397,65 @@ fn change(to: ThreadId) {
     }
 }
 
+/// In a process that is thrown away: from now on thread `id` is the one that runs, on the stack of whoever calls this, and
+/// the thread that was there is one that does not run. Null: there is no such thread.
+pub(crate) fn stand_for(id: ThreadId) -> *mut Thread {
+    // SAFETY: no reference is kept.
+    let Some(s) = (unsafe { sched() }) else {
+        return std::ptr::null_mut();
+    };
+    if s.current == id {
+        return thread::current();
+    }
+    if !s.fibers.contains_key(&id) {
+        return std::ptr::null_mut();
+    }
+    if let Some(f) = s.fibers.get_mut(&s.current) {
+        save(&mut f.ctx, &mut f.x87);
+        f.current = thread::current();
+        // SAFETY: the calling thread's own, as in `change`.
+        if let Some(th) = unsafe { f.current.as_mut() } {
+            th.ctx = &raw mut *f.ctx;
+        }
+    }
+    s.current = id;
+    if let Some(f) = s.fibers.get(&id) {
+        load(f);
+    }
+    thread::current()
+}
+
+/// Changes the x87 state of a thread: the first 160 bytes of an FXSAVE image, of which MXCSR does not count.
+pub(crate) fn set_x87(id: ThreadId, image: &[u8; 160]) {
+    let put = |area: &mut [u8; 512]| {
+        area[..24].copy_from_slice(&image[..24]);
+        area[32..160].copy_from_slice(&image[32..]);
+    };
+    // SAFETY: no reference is kept.
+    let own = unsafe { sched() };
+    let kept = own
+        .filter(|s| s.current != id)
+        .and_then(|s| s.fibers.get_mut(&id));
+    match kept {
+        Some(f) => put(&mut f.x87.0),
+        None => {
+            let mut now = Box::new(X87([0; 512]));
+            // SAFETY: an aligned area of 512 bytes, which the processor has filled: what is loaded is valid but for what
+            // x87 itself would fault on later. Vector registers are loaded with what they hold.
+            unsafe {
+                core::arch::asm!("fxsave64 [{}]", in(reg) now.0.as_mut_ptr());
+                put(&mut now.0);
+                core::arch::asm!(
+                    "fxrstor64 [{}]", in(reg) now.0.as_ptr(),
+                    out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _,
+                    out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                    out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+                );
+            }
+        }
+    }
+}
+
 /// The first 160 bytes of an FXSAVE image of a thread: its x87 state.
 pub(crate) fn x87_of(id: ThreadId) -> [u8; 160] {
     let mut image = [0; 160];

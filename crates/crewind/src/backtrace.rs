@@ -388,6 +388,15 @@ impl Objects {
         })
     }
 
+    /// The content of the object of this path.
+    pub fn file(&self, path: &Path) -> Option<File> {
+        let object = self
+            .objects
+            .iter()
+            .find(|o| o.path.as_deref() == Some(path))?;
+        object.file.as_ref()?.try_clone().ok()
+    }
+
     /// The frames of a thread.
     ///
     /// # Errors

@@ -202,6 +202,9 @@ pub struct DebugArgs {
     /// The process: its id when recorded, or the name of its program. [default: the one that crashed, else the first]
     #[arg(long, value_name = "PID|NAME")]
     pub process: Option<String>,
+    /// Which of the programs that the process executed: a number from 1, or its name. [default: the last]
+    #[arg(long, value_name = "N|NAME")]
+    pub program: Option<String>,
     /// Where to begin: a number of an event, `end`, or THREAD:CLOCK[:PC]. [default: the program's first instruction]
     #[arg(long, value_name = "MOMENT")]
     pub goto: Option<String>,

@@ -1,6 +1,8 @@
 //! `crewind debug`: a debugger on a recording.
 
-use std::ffi::OsString;
+mod ending;
+mod files;
+
 use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -16,15 +18,17 @@ use crewind_guest::debug::wire::Stopped;
 use crewind_guest::loader::ImageInfo;
 use crewind_guest::start::{CloseOnExec, Report, dup_high};
 use crewind_trace::event::{Event, ProcId};
-use crewind_trace::{FileStore, ProcessSummary, StreamReader, TraceDir, Verify};
+use crewind_trace::{ProcessSummary, StreamReader, TraceDir};
 
+use self::ending::Ending;
 use crate::cli::DebugArgs;
 use crate::fail::{Error, Result, say};
 use crate::locate::{self, trace_error};
 use crate::replay;
 use crate::supervise::{self, Inherited, SignalsGo};
 
-/// Commands that make gdb's own out of the server's, and show where they led.
+/// Commands that make gdb's own out of the server's, and show where they led. (Going on forwards, gdb first steps over a
+/// breakpoint where it stands, and cannot cope with a step that ends in another thread. Backwards it does not.)
 const COMMANDS: &str = "\
 define when
   monitor when
@@ -34,7 +38,7 @@ Show where in the recording this is: event, thread, position.
 end
 define goto
   monitor jump $arg0
-  continue
+  reverse-continue
   sharedlibrary
 end
 document goto
@@ -52,6 +56,19 @@ Tell which thread wrote to memory last before this moment: last-write ADDRESS [L
 end
 ";
 
+/// What stands for gdb's own catchpoints, which would want a second process.
+const CATCHPOINTS: &str = "\
+import gdb
+class Catch(gdb.Command):
+    def __init__(self, what):
+        super().__init__('catch ' + what, gdb.COMMAND_BREAKPOINTS)
+        self.what = what
+    def invoke(self, argument, from_tty):
+        gdb.execute('monitor catch ' + self.what)
+for what in ('fork', 'vfork', 'exec'):
+    Catch(what)
+";
+
 /// Where the socket to the replaying process goes, out of the way of what guests expect to be free.
 const HIGH_FD: i32 = 900;
 
@@ -62,8 +79,15 @@ pub fn run(args: &DebugArgs) -> Result<i32> {
         engine,
         stopped,
         chosen,
-    } = open(&trace, args.process.as_deref(), Quiet::No)?;
+    } = open_program(
+        &trace,
+        args.process.as_deref(),
+        args.program.as_deref(),
+        Quiet::No,
+    )?;
+    let ending = Ending::watch()?;
     let mut session = Session::new(engine, &stopped).map_err(|e| Error::internal(e.to_string()))?;
+    session.set_files(files::kept(&trace, &chosen)?);
     if let Some(to) = &args.goto {
         let text = session
             .goto(to)
@@ -71,8 +95,8 @@ pub fn run(args: &DebugArgs) -> Result<i32> {
         say(&text);
     }
     match &args.server {
-        Some(address) => serve(&mut session, address),
-        None => with_gdb(&mut session, &trace, &chosen, args),
+        Some(address) => serve(&mut session, address, &ending),
+        None => with_gdb(&mut session, &trace, &chosen, args, &ending),
     }
 }
 
@@ -97,12 +121,23 @@ pub struct Opened {
 
 /// Starts a replay for looking at one process. To be called before there are threads.
 pub fn open(trace: &TraceDir, wanted: Option<&str>, quiet: Quiet) -> Result<Opened> {
+    open_program(trace, wanted, None, quiet)
+}
+
+/// The same for one of the programs that the process executed; none: the last.
+fn open_program(
+    trace: &TraceDir,
+    wanted: Option<&str>,
+    program: Option<&str>,
+    quiet: Quiet,
+) -> Result<Opened> {
     let processes = trace.processes().map_err(|e| trace_error(&e))?;
-    let chosen = choose(trace, &processes, wanted, quiet)?;
+    let chosen = choose(trace, &processes, wanted, program, quiet)?;
     let options = DebugOptions {
         socket: -1,
         path: chosen.path.clone(),
         programs_before: chosen.programs_before,
+        next: chosen.next.clone(),
         quiet: quiet == Quiet::Yes,
     };
     let (engine, stopped) = start(trace, options)?;
@@ -117,10 +152,12 @@ pub fn open(trace: &TraceDir, wanted: Option<&str>, quiet: Quiet) -> Result<Open
 pub struct Chosen {
     /// The processes from the root to it.
     pub path: Vec<u32>,
-    /// Programs that it executed before the last one, which is the one that is debugged.
+    /// Programs that it executed before the one that is debugged.
     pub programs_before: u32,
     /// The program.
     pub image: ImageInfo,
+    /// What leads to the next program, for the user.
+    pub next: String,
 }
 
 /// The programs of a process, in their order.
@@ -161,28 +198,28 @@ fn choose(
     trace: &TraceDir,
     processes: &[ProcessSummary],
     wanted: Option<&str>,
+    program: Option<&str>,
     quiet: Quiet,
 ) -> Result<Chosen> {
     let first = processes
         .first()
         .ok_or_else(|| Error::usage("the trace has no process; nothing was recorded"))?;
-    // A process that executed nothing itself is a fork of the program of its parent.
-    let program_of = |p: &ProcessSummary| -> Result<(u32, Option<ImageInfo>)> {
+    // A process that executes nothing itself, or has not yet, is a fork of the program of its parent.
+    let programs_of = |p: &ProcessSummary| -> Result<Vec<ImageInfo>> {
         let mut own = images(trace, p)?;
-        let before = own.len().saturating_sub(usize::from(p.parent.is_none()));
-        let mut image = own.pop();
         let mut at = p;
-        while image.is_none() {
-            let Some(parent) = at
-                .parent
-                .and_then(|n| processes.iter().find(|q| q.proc == n))
-            else {
+        while let Some(parent) = at
+            .parent
+            .and_then(|n| processes.iter().find(|q| q.proc == n))
+        {
+            let before = images(trace, parent)?.pop();
+            if let Some(image) = before {
+                own.insert(0, image);
                 break;
-            };
-            image = images(trace, parent)?.into_iter().next_back();
+            }
             at = parent;
         }
-        Ok((u32::try_from(before).unwrap_or(u32::MAX), image))
+        Ok(own)
     };
     let name_of = |image: &Option<ImageInfo>| {
         let comm = image.as_ref().map(ImageInfo::comm).unwrap_or_default();
@@ -198,7 +235,7 @@ fn choose(
             let mut found = None;
             let mut names = Vec::new();
             for p in processes {
-                let name = name_of(&program_of(p)?.1);
+                let name = name_of(&programs_of(p)?.pop());
                 if number == Some(p.pid) || name == text {
                     found = Some(p);
                     break;
@@ -213,13 +250,56 @@ fn choose(
             })?
         }
     };
-    let (programs_before, image) = program_of(process)?;
-    let image = image.ok_or_else(|| {
-        Error::usage(format!(
+    let programs = programs_of(process)?;
+    if programs.is_empty() {
+        return Err(Error::usage(format!(
             "process {} had not started a program when the recording ended",
             process.pid
-        ))
-    })?;
+        )));
+    }
+    let names: Vec<String> = (1..)
+        .zip(&programs)
+        .map(|(n, i)| format!("{n} {}", name_of(&Some(i.clone()))))
+        .collect();
+    let listed = names.join(", ");
+    let at = match program {
+        None => programs.len() - 1,
+        Some(text) => (text.parse::<usize>().ok())
+            .and_then(|n| n.checked_sub(1))
+            .filter(|n| *n < programs.len())
+            .or_else(|| {
+                programs
+                    .iter()
+                    .rposition(|i| name_of(&Some(i.clone())) == text)
+            })
+            .ok_or_else(|| {
+                Error::usage(format!(
+                    "process {} executed no program {text}; there are: {listed}",
+                    process.pid
+                ))
+            })?,
+    };
+    let Some(image) = programs.get(at).cloned() else {
+        return Err(Error::internal("a program is missing".to_owned()));
+    };
+    if programs.len() > 1 && quiet == Quiet::No {
+        say(&format!(
+            "program {} of process {}; --program chooses another one: {listed}",
+            at + 1,
+            process.pid
+        ));
+    }
+    let next = programs
+        .get(at + 1)
+        .and_then(ImageInfo::program)
+        .map_or("another program".into(), |f| {
+            String::from_utf8_lossy(f.path.as_slice()).into_owned()
+        });
+    let next = format!(
+        "{next} here; `crewind debug --process {} --program {}` shows that program",
+        process.pid,
+        at + 2
+    );
     if processes.len() > 1 && quiet == Quiet::No {
         say(&format!(
             "process {} ({}); --process chooses another one, `crewind info` lists them",
@@ -229,8 +309,9 @@ fn choose(
     }
     Ok(Chosen {
         path: path_to(processes, process.proc),
-        programs_before,
+        programs_before: u32::try_from(at).unwrap_or(u32::MAX),
         image,
+        next,
     })
 }
 
@@ -319,7 +400,7 @@ fn show_reports(control: &OwnedFd, quiet: bool) {
 }
 
 /// Serves front ends, one after the other, until one kills the program.
-fn serve(session: &mut Session, address: &str) -> Result<i32> {
+fn serve(session: &mut Session, address: &str, ending: &Ending) -> Result<i32> {
     let cannot = |e: io::Error| Error::usage(format!("cannot listen at {address}: {e}"));
     let is_port = address.parse::<u16>().is_ok();
     let mut accept: Box<dyn FnMut() -> io::Result<Connection>> = if is_port || address.contains(':')
@@ -337,6 +418,7 @@ fn serve(session: &mut Session, address: &str) -> Result<i32> {
         Box::new(move || crewind_debug::tcp(listener.accept()?.0))
     } else {
         let listener = UnixListener::bind(address).map_err(cannot)?;
+        ending.removes(Path::new(address));
         say(&format!(
             "waiting for a debugger: gdb -ex \"target remote {address}\""
         ));
@@ -362,13 +444,17 @@ fn with_gdb(
     trace: &TraceDir,
     chosen: &Chosen,
     args: &DebugArgs,
+    ending: &Ending,
 ) -> Result<i32> {
     let place = Scratch::new()?;
-    let file = executable(trace, chosen, place.path())?;
+    ending.removes(place.path());
+    let file = files::executable(trace, chosen, place.path())?;
     let socket = place.path().join("gdb");
     let script = place.path().join("commands");
     let cannot = |e: io::Error| Error::internal(format!("cannot prepare for gdb: {e}"));
     std::fs::write(&script, COMMANDS).map_err(cannot)?;
+    let catchpoints = place.path().join("catchpoints.py");
+    std::fs::write(&catchpoints, CATCHPOINTS).map_err(cannot)?;
     let listener = UnixListener::bind(&socket).map_err(cannot)?;
     let mut gdb = Command::new(&args.gdb);
     gdb.arg("-q");
@@ -378,14 +464,29 @@ fn with_gdb(
     execute("set confirm off".into());
     // Commands that move in time may take long.
     execute("set remotetimeout 3600".into());
-    execute("set sysroot /".into());
+    // A function that is called and crashes is given up.
+    execute("set unwindonsignal on".into());
+    let sysroot = if files::are_here(trace, chosen)? {
+        "/"
+    } else {
+        say("libraries have changed since the recording; gdb reads the trace's copies");
+        "target:"
+    };
+    execute(format!("set sysroot {sysroot}"));
     execute(format!("file {}", file.display()));
     execute(format!("source {}", script.display()));
+    execute(format!("source {}", catchpoints.display()));
     execute(format!("target remote {}", socket.display()));
     gdb.args(&args.gdb_arguments);
-    // SAFETY: only changes the signal mask, with a valid set.
+    let parent = std::process::id();
+    // SAFETY: only system calls, with a valid set.
     unsafe {
-        gdb.pre_exec(|| {
+        gdb.pre_exec(move || {
+            // Whatever ends this process: gdb alone is of no use.
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            if u32::try_from(libc::getppid()) != Ok(parent) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
@@ -398,6 +499,7 @@ fn with_gdb(
             Path::new(&args.gdb).display()
         ))
     })?;
+    ending.gdb_runs();
     let path = place.path().to_owned();
     std::thread::spawn(move || {
         let status = child.wait();
@@ -414,59 +516,6 @@ fn with_gdb(
         if let Err(e) = crewind_debug::serve(session, crewind_debug::unix(stream)) {
             say(&e.to_string());
         }
-    }
-}
-
-/// The program's file for gdb: where it was, if that is still the same one, else the one that the trace keeps.
-fn executable(trace: &TraceDir, chosen: &Chosen, place: &Path) -> Result<PathBuf> {
-    use std::os::unix::ffi::OsStrExt;
-    let file = chosen
-        .image
-        .program()
-        .ok_or_else(|| Error::internal("the trace names no program"))?;
-    let there = PathBuf::from(std::ffi::OsStr::from_bytes(file.path.as_slice()));
-    let kept = FileStore::for_replay(trace.path(), Verify::Hash)
-        .open_ref(&file.file_ref())
-        .map_err(|e| trace_error(&e))?;
-    if same_content(&there, &kept).unwrap_or(false) {
-        return Ok(there);
-    }
-    say(&format!(
-        "{} has changed since the recording; using the trace's copy",
-        there.display()
-    ));
-    let name = there
-        .file_name()
-        .map_or_else(|| OsString::from("program"), Into::into);
-    let copy = place.join(name);
-    let mut from = kept;
-    std::fs::File::create(&copy)
-        .and_then(|mut to| io::copy(&mut from, &mut to))
-        .map_err(|e| Error::internal(format!("cannot copy the program: {e}")))?;
-    Ok(copy)
-}
-
-fn same_content(path: &Path, kept: &std::fs::File) -> io::Result<bool> {
-    use std::os::unix::fs::FileExt;
-    let file = std::fs::File::open(path)?;
-    if file.metadata()?.len() != kept.metadata()?.len() {
-        return Ok(false);
-    }
-    let (mut a, mut b) = (vec![0; 1 << 16], vec![0; 1 << 16]);
-    let mut at = 0;
-    loop {
-        let n = file.read_at(&mut a, at)?;
-        if n == 0 {
-            return Ok(true);
-        }
-        let (Some(a), Some(b)) = (a.get(..n), b.get_mut(..n)) else {
-            return Ok(false);
-        };
-        kept.read_exact_at(b, at)?;
-        if a != b {
-            return Ok(false);
-        }
-        at += n as u64;
     }
 }
 

@@ -12,6 +12,7 @@
 //! - A thread that has been stopped goes on from exactly the state it stopped in.
 
 mod serve;
+mod stray;
 mod watch;
 pub mod wire;
 
@@ -24,7 +25,9 @@ use crate::thread::Thread;
 use crewind_trace::event::ProcId;
 use crewind_x86::Exit;
 use serde::{Deserialize, Serialize};
-use wire::{Access, Channel, Collect, EVENT_WORK, Hit, Place, Point, Run, Stopped, Watch, Why};
+use wire::{
+    Access, Channel, Collect, EVENT_WORK, Forks, Hit, Place, Point, Run, Stopped, Watch, Why,
+};
 
 /// What a replay under a debugger needs to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +38,9 @@ pub struct DebugOptions {
     pub path: Vec<u32>,
     /// The programs that this one executes before the one that is debugged.
     pub programs_before: u32,
+    /// Which program comes next, and what leads there.
+    #[serde(default)]
+    pub next: String,
     /// What the program wrote to its standard output is not shown.
     #[serde(default)]
     pub quiet: bool,
@@ -74,6 +80,14 @@ static ON: AtomicBool = AtomicBool::new(false);
 /// Whether all output is left out.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
+/// This process has left the recording, for a look at what would be.
+static STRAYS: AtomicBool = AtomicBool::new(false);
+
+/// Whether the guest does something that is not in the recording, in a copy of the process that is thrown away.
+pub(crate) fn strays() -> bool {
+    STRAYS.load(Ordering::Relaxed)
+}
+
 /// What of the output of this process appears.
 pub(crate) fn shows_output() -> Shows {
     if !ON.load(Ordering::Relaxed) {
@@ -95,6 +109,8 @@ pub struct Debugger {
     watches: Vec<Watch>,
     /// System calls that are caught; none: all.
     calls: Option<Vec<u64>>,
+    /// Processes whose making is caught.
+    forks: Forks,
     /// Translated code checks rights.
     checking: bool,
     /// Granules whose rights are not the usual ones.
@@ -108,6 +124,10 @@ pub struct Debugger {
     /// A signal that has been shown: it is let in next.
     shown_signal: Option<Place>,
 }
+
+/// Ticks that are as long as what it takes to look at a breakpoint and pass it, and at an instruction by itself.
+const HIT_WORK: i64 = 1000;
+const CHECK_WORK: i64 = 500;
 
 /// A run under way.
 struct Active {
@@ -152,6 +172,7 @@ impl Debugger {
             breaks: Vec::new(),
             watches: Vec::new(),
             calls: None,
+            forks: Forks::default(),
             checking: false,
             forbidden: Vec::new(),
             run: None,
@@ -297,15 +318,17 @@ impl Runtime {
             return;
         };
         let caught = match &d.calls {
-            None => false,
-            Some(some) => some.is_empty() || some.contains(&nr.into()),
+            Some(some) if some.is_empty() || some.contains(&nr.into()) => {
+                Some(Why::Call { nr, done })
+            }
+            _ => done.then(|| forked(d.forks, th, nr)).flatten(),
         };
-        if let Some(a) = d.run.as_mut().filter(|_| caught) {
+        if let (Some(a), Some(why)) = (d.run.as_mut(), caught) {
             let excepted = a.run.except.is_some_and(|e| e.same_instruction(&here));
             let past = a.run.goal.is_some_and(|g| here.point >= g);
             if !excepted
                 && !past
-                && let Some(why) = a.meet(here, Why::Call { nr, done })
+                && let Some(why) = a.meet(here, why)
             {
                 self.stop(&mut d, th, here, why);
                 while let Some(why) = reason(&mut d, here) {
@@ -327,6 +350,20 @@ impl Runtime {
                 self.stop(&mut d, th, here, Why::End(how.clone()));
             }
         }
+    }
+
+    /// The program that is debugged is about to execute another one.
+    pub(crate) fn debug_program_ends(&mut self, th: &mut Thread) {
+        if self.in_vfork {
+            crate::report::fail(
+                crate::start::Failure::Usage,
+                format_args!(
+                    "what a child of vfork does in its parent's memory cannot be looked at; choose a later --program"
+                ),
+            );
+        }
+        let next = (self.options.debug.as_ref()).map_or("", |o| o.next.as_str());
+        self.debug_end(th, format!("the process executed {next}"));
     }
 
     /// Answers the debugger until it wants the process to go on.
@@ -465,6 +502,7 @@ impl Runtime {
             // The check may be for later instructions too: which one it is about is seen one by one.
             a.single = true;
             a.place = here;
+            a.took_time(CHECK_WORK);
             return;
         }
         let mut ranges = Vec::new();
@@ -495,6 +533,26 @@ impl Runtime {
     }
 }
 
+/// A system call has come back: the process that it has made, if that is to be caught.
+fn forked(wanted: Forks, th: &mut Thread, nr: u32) -> Option<Why> {
+    let g = &th.ctx().gpr;
+    let (ret, first) = (g[0] as i64, g[7]);
+    let flags = match i64::from(nr) {
+        libc::SYS_fork => 0,
+        libc::SYS_vfork => libc::CLONE_VFORK as u64,
+        libc::SYS_clone => first,
+        libc::SYS_clone3 => crate::guestmem::read_u64(first).ok()?,
+        _ => return None,
+    };
+    let vfork = flags & libc::CLONE_VFORK as u64 != 0;
+    let is_wanted = if vfork { wanted.vfork } else { wanted.fork };
+    let made = ret > 0 && flags & libc::CLONE_THREAD as u64 == 0;
+    (made && is_wanted).then_some(Why::Forked {
+        pid: ret as i32,
+        vfork,
+    })
+}
+
 /// Why the thread should stop here, if it should.
 fn reason(d: &mut Debugger, here: Place) -> Option<Why> {
     let Some(a) = &mut d.run else {
@@ -515,10 +573,11 @@ fn reason(d: &mut Debugger, here: Place) -> Option<Why> {
     if let Collect::Steps { thread, clock } = a.run.collect
         && here.thread == thread
     {
-        match &a.trail {
+        match a.trail {
             Some(t) if !t.same_instruction(&here) => {
+                a.took_time(CHECK_WORK);
                 a.last = Some(Hit {
-                    place: *t,
+                    place: t,
                     why: Why::Step,
                 });
                 a.trail = Some(came);
@@ -554,7 +613,8 @@ fn reason(d: &mut Debugger, here: Place) -> Option<Why> {
     {
         return Some(why);
     }
-    (a.left <= 0).then_some(Why::Work)
+    // (An access that is to be noted is done first.)
+    (a.left <= 0 && a.touching.is_none()).then_some(Why::Work)
 }
 
 impl Active {
@@ -571,9 +631,15 @@ impl Active {
         self.left -= i64::try_from(work).unwrap_or(i64::MAX);
     }
 
+    /// What takes time besides running, and is no progress: whoever waits for this to stop looks after so much less of it.
+    fn took_time(&mut self, work: i64) {
+        self.left -= work;
+    }
+
     /// Something that is looked for: a reason to stop, or one to be noted.
     fn meet(&mut self, place: Place, why: Why) -> Option<Why> {
         if self.run.collect == Collect::Hits {
+            self.took_time(HIT_WORK);
             self.last = Some(Hit { place, why });
             return None;
         }

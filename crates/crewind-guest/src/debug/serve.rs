@@ -16,8 +16,8 @@ impl Runtime {
     pub(super) fn answer(&mut self, d: &mut Debugger, th: &mut Thread, stopped: Stopped) -> Run {
         send(&mut d.channel, &Answer::Stopped(stopped.clone()), &[]);
         loop {
-            let request = match d.channel.receive::<Request>() {
-                Ok((r, _)) => r,
+            let (request, bytes) = match d.channel.receive::<Request>() {
+                Ok(r) => r,
                 // Nobody wants this process any more.
                 Err(_) => crate::process::leave(0),
             };
@@ -36,6 +36,10 @@ impl Runtime {
                     d.calls = calls;
                     send(&mut d.channel, &Answer::Done, &[]);
                 }
+                Request::Forks(forks) => {
+                    d.forks = forks;
+                    send(&mut d.channel, &Answer::Done, &[]);
+                }
                 Request::Threads => {
                     let list = self.list_threads(th);
                     send(&mut d.channel, &Answer::Threads(list), &[]);
@@ -51,6 +55,40 @@ impl Runtime {
                 Request::Read { addr, len } => {
                     let bytes = read(addr, len.min(MOST));
                     send(&mut d.channel, &Answer::Bytes, &bytes);
+                }
+                Request::SetRegisters(id) => {
+                    let done = Registers::from_bytes(&bytes)
+                        .is_some_and(|r| self.set_registers(th, id, &r));
+                    let answer = if done {
+                        Answer::Done
+                    } else {
+                        Answer::Failed(format!("there is no thread t{id}"))
+                    };
+                    send(&mut d.channel, &answer, &[]);
+                }
+                Request::Write { addr } => {
+                    let answer = match self.write_for_debugger(addr, &bytes) {
+                        Ok(()) => Answer::Done,
+                        Err(why) => Answer::Failed(why),
+                    };
+                    send(&mut d.channel, &answer, &[]);
+                }
+                Request::Stray(how) => {
+                    let answer = match self.stray(d, th, how) {
+                        Some((why, pc, work)) => {
+                            let mut place = stopped.place;
+                            place.thread = how.thread;
+                            place.point.pc = pc;
+                            Answer::Stopped(Stopped {
+                                why,
+                                place,
+                                last: None,
+                                work,
+                            })
+                        }
+                        None => Answer::Failed(format!("there is no thread t{}", how.thread)),
+                    };
+                    send(&mut d.channel, &answer, &[]);
                 }
                 Request::Program => {
                     let program = self.program();
@@ -106,7 +144,7 @@ impl Runtime {
             .collect()
     }
 
-    fn with_thread<T>(
+    pub(super) fn with_thread<T>(
         &mut self,
         th: &mut Thread,
         id: u32,
@@ -131,10 +169,6 @@ impl Runtime {
         };
         self.with_thread(th, id, |t| {
             let ctx = t.ctx();
-            let mut ymm = [[0; 32]; 16];
-            for (y, z) in ymm.iter_mut().zip(&ctx.vec.zmm) {
-                y.copy_from_slice(&z[..32]);
-            }
             Registers {
                 gpr: ctx.gpr,
                 rip: ctx.rip,
@@ -142,7 +176,8 @@ impl Runtime {
                 fs_base: ctx.fs_base,
                 mxcsr: ctx.mxcsr,
                 x87,
-                ymm,
+                zmm: ctx.vec.zmm,
+                k: ctx.vec.k,
             }
         })
     }
@@ -159,6 +194,8 @@ impl Runtime {
             path,
             auxv: self.loaded.auxv.clone(),
             name: String::from_utf8_lossy(&self.comm).into_owned(),
+            // Whoever replays has what the recorder had.
+            avx512: std::arch::is_x86_feature_detected!("avx512bw"),
         }
     }
 

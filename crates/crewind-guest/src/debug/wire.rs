@@ -100,6 +100,15 @@ pub struct Run {
     pub work: u64,
 }
 
+/// Which ways of making a process are meant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forks {
+    /// Those that copy memory.
+    pub fork: bool,
+    /// Those that share it until the child has executed a program.
+    pub vfork: bool,
+}
+
 /// A step of one thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
@@ -107,6 +116,19 @@ pub struct Step {
     pub thread: u32,
     /// It goes on while its pc is in here.
     pub range: Option<(u64, u64)>,
+}
+
+/// How a thread goes on alone, away from the recording.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stray {
+    /// The thread; the others stand still.
+    pub thread: u32,
+    /// Stop when it has done one instruction.
+    pub step: bool,
+    /// With `step`: stop when it has left this range of code.
+    pub range: Option<(u64, u64)>,
+    /// Stop after this many ticks.
+    pub work: u64,
 }
 
 /// Work that an event counts as, in ticks: a few microseconds.
@@ -123,6 +145,8 @@ pub enum Request {
     Watches(Vec<Watch>),
     /// These system calls are caught; without any, all.
     Calls(Option<Vec<u64>>),
+    /// The making of these processes is caught.
+    Forks(Forks),
     /// Who is there.
     Threads,
     /// The registers of a thread, as [`Registers`].
@@ -134,6 +158,16 @@ pub enum Request {
         /// Number of bytes.
         len: u64,
     },
+    /// Change the registers of a thread to the bytes that follow, a [`Registers`]. (Like all changes, for a copy that is
+    /// thrown away: the recording does not go on from it.)
+    SetRegisters(u32),
+    /// Change memory, from here on, to the bytes that follow.
+    Write {
+        /// First byte.
+        addr: u64,
+    },
+    /// Go on without the recording; answered with [`Answer::Stopped`]. From here on this is a process to be thrown away.
+    Stray(Stray),
     /// The program.
     Program,
     /// Become two: another process like this one answers on the socket that is sent behind this.
@@ -168,8 +202,17 @@ pub enum Why {
         /// Behind it.
         done: bool,
     },
+    /// Behind the making of a process.
+    Forked {
+        /// Its id.
+        pid: i32,
+        /// By `vfork`.
+        vfork: bool,
+    },
     /// In front of the delivery of a signal.
     Signal(u32),
+    /// Away from the recording, the thread cannot go on: why.
+    Cannot(String),
     /// The process is at its end, and in front of it.
     End(String),
 }
@@ -220,6 +263,8 @@ pub struct ProgramInfo {
     pub auxv: Vec<(u64, u64)>,
     /// Its name in `ps`.
     pub name: String,
+    /// Its threads have the registers of AVX-512.
+    pub avx512: bool,
 }
 
 /// An answer.
@@ -256,12 +301,14 @@ pub struct Registers {
     pub mxcsr: u32,
     /// The first 160 bytes of an FXSAVE image: x87.
     pub x87: [u8; 160],
-    /// ymm0 to ymm15.
-    pub ymm: [[u8; 32]; 16],
+    /// zmm0 to zmm31; zeros where the machine has less.
+    pub zmm: [[u8; 64]; 32],
+    /// k0 to k7.
+    pub k: [u64; 8],
 }
 
 /// Bytes of [`Registers`].
-const REGISTERS: usize = 16 * 8 + 3 * 8 + 4 + 160 + 16 * 32;
+const REGISTERS: usize = 16 * 8 + 3 * 8 + 4 + 160 + 32 * 64 + 8 * 8;
 
 impl Registers {
     /// As bytes.
@@ -276,8 +323,11 @@ impl Registers {
         }
         out.extend_from_slice(&self.mxcsr.to_le_bytes());
         out.extend_from_slice(&self.x87);
-        for y in &self.ymm {
-            out.extend_from_slice(y);
+        for z in &self.zmm {
+            out.extend_from_slice(z);
+        }
+        for k in &self.k {
+            out.extend_from_slice(&k.to_le_bytes());
         }
         out
     }
@@ -302,9 +352,13 @@ impl Registers {
         let fs_base = u64::from_le_bytes(take(8)?.try_into().ok()?);
         let mxcsr = u32::from_le_bytes(take(4)?.try_into().ok()?);
         let x87 = take(160)?.try_into().ok()?;
-        let mut ymm = [[0; 32]; 16];
-        for y in &mut ymm {
-            y.copy_from_slice(take(32)?);
+        let mut zmm = [[0; 64]; 32];
+        for z in &mut zmm {
+            z.copy_from_slice(take(64)?);
+        }
+        let mut k = [0; 8];
+        for m in &mut k {
+            *m = u64::from_le_bytes(take(8)?.try_into().ok()?);
         }
         Some(Registers {
             gpr,
@@ -313,7 +367,8 @@ impl Registers {
             fs_base,
             mxcsr,
             x87,
-            ymm,
+            zmm,
+            k,
         })
     }
 }
@@ -489,7 +544,8 @@ mod tests {
             fs_base: 3,
             mxcsr: 4,
             x87: [5; 160],
-            ymm: [[6; 32]; 16],
+            zmm: [[6; 64]; 32],
+            k: [8; 8],
         };
         r.gpr[15] = 7;
         assert_eq!(Registers::from_bytes(&r.to_bytes()), Some(r.clone()));

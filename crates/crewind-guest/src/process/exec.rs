@@ -231,6 +231,9 @@ impl Runtime {
 
     /// Executes this binary again, with what the next runtime must know. Point of no return.
     fn become_program(&mut self, th: &mut Thread, w: Wanted, skip: u64) -> Flow {
+        if self.mode == Mode::Replay && self.is_debugged() {
+            self.debug_program_ends(th);
+        }
         if !self.debug_next_program() {
             leave(0);
         }

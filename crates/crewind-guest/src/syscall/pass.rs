@@ -356,7 +356,7 @@ impl Runtime {
     }
 
     /// Replaying: writes guest memory whatever its protection, by pages, as one may be behind the end of a file.
-    fn force_write(&mut self, addr: u64, bytes: &[u8]) {
+    pub(crate) fn force_write(&mut self, addr: u64, bytes: &[u8]) {
         use std::os::unix::fs::FileExt;
         let page = crate::layout::PAGE;
         let mut at = addr;

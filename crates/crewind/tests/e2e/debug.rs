@@ -8,24 +8,24 @@ use std::time::Duration;
 use crate::harness::{CREWIND, Output, Place, build, find_program, guest_sources, run, show, skip};
 
 /// A walk over hundreds of breakpoints takes 20 s, and several times that on a machine that others keep busy.
-const LIMIT: Duration = Duration::from_secs(300);
+pub(crate) const LIMIT: Duration = Duration::from_secs(300);
 
 /// How a guest is recorded.
-const SERIAL: &[&str] = &["--sharing", "serial"];
-const PARALLEL: &[&str] = &["--sharing", "software", "--cpus", "2"];
+pub(crate) const SERIAL: &[&str] = &["--sharing", "serial"];
+pub(crate) const PARALLEL: &[&str] = &["--sharing", "software", "--cpus", "2"];
 
-fn crewind(place: &Place, args: &[&str]) -> Output {
+pub(crate) fn crewind(place: &Place, args: &[&str]) -> Output {
     let words: Vec<&str> = std::iter::once(CREWIND)
         .chain(args.iter().copied())
         .collect();
     run(place.command(&words, &place.work, &[]), b"", LIMIT).unwrap_or_else(|e| panic!("{e}"))
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn program(name: &str, optimise: &str) -> PathBuf {
+pub(crate) fn program(name: &str, optimise: &str) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/debug")
         .join(name);
@@ -34,14 +34,14 @@ fn program(name: &str, optimise: &str) -> PathBuf {
 }
 
 /// A recording to be debugged.
-struct Recording {
-    place: Place,
-    trace: String,
+pub(crate) struct Recording {
+    pub(crate) place: Place,
+    pub(crate) trace: String,
 }
 
 impl Recording {
     /// None: there is no gdb.
-    fn new(name: &str, how: &[&str], command: &[&str]) -> Option<Recording> {
+    pub(crate) fn new(name: &str, how: &[&str], command: &[&str]) -> Option<Recording> {
         if find_program("gdb").is_none() {
             skip(name, "gdb is not installed");
             return None;
@@ -57,11 +57,11 @@ impl Recording {
     }
 
     /// Runs gdb with a script; returns what it prints.
-    fn gdb(&self, script: &str) -> String {
+    pub(crate) fn gdb(&self, script: &str) -> String {
         self.gdb_with(&[], script)
     }
 
-    fn gdb_with(&self, options: &[&str], script: &str) -> String {
+    pub(crate) fn gdb_with(&self, options: &[&str], script: &str) -> String {
         let kind = if script.contains("import gdb") {
             "script.py"
         } else {
@@ -85,7 +85,7 @@ impl Recording {
 }
 
 /// Lines that begin so.
-fn lines<'a>(text: &'a str, with: &str) -> Vec<&'a str> {
+pub(crate) fn lines<'a>(text: &'a str, with: &str) -> Vec<&'a str> {
     text.lines().filter(|l| l.starts_with(with)).collect()
 }
 
@@ -105,11 +105,11 @@ def check(what, found, wanted):
         print("DIFFERENT", what, "found:", found, "wanted:", wanted)
 "#;
 
-fn python(script: &str) -> String {
+pub(crate) fn python(script: &str) -> String {
     format!("{PYTHON}{script}")
 }
 
-fn no_difference(output: &str) {
+pub(crate) fn no_difference(output: &str) {
     assert!(!output.contains("DIFFERENT"), "{output}");
     assert!(output.contains("all done"), "{output}");
 }
@@ -481,7 +481,7 @@ fn debug_watchpoints_see_what_system_calls_write() {
     assert!(values[3].ends_with("48 '0'"), "{output}");
 }
 
-fn program_text(name: &str, text: &str) -> PathBuf {
+pub(crate) fn program_text(name: &str, text: &str) -> PathBuf {
     let directory = crate::harness::scratch().join("debug-sources");
     std::fs::create_dir_all(&directory).expect("scratch is writable");
     let path = directory.join(name);
@@ -515,7 +515,7 @@ fn debug_processes_are_chosen() {
 }
 
 #[test]
-fn debug_changes_are_refused_and_mistakes_leave_it_sane() {
+fn debug_mistakes_leave_it_sane() {
     let program = program("steps.c", "-O0");
     let Some(r) = Recording::new("debug_mistakes", SERIAL, &[&program.display().to_string()])
     else {
@@ -533,10 +533,8 @@ do("handle SIGUSR1 nostop")
 do("break work")
 do("continue")
 before = state()
-refused("set variable values[0] = 5")
-refused("set variable $rax = 5")
-refused("print work(3)")
 refused("x/4x 0")
+refused("set variable *(int *)16 = 5")
 refused("thread 77")
 print(do("goto nonsense"))
 do("goto 1:99999999:0x10")
@@ -553,7 +551,7 @@ print("all done")
 "#,
     ));
     no_difference(&output);
-    assert!(output.contains("a recording cannot be changed"), "{output}");
+    assert!(output.contains("there is no memory at 0x10"), "{output}");
     assert!(output.contains("is no moment"), "{output}");
     assert!(output.contains("never is at clock"), "{output}");
     assert!(output.contains("exited here"), "{output}");

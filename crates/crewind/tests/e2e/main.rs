@@ -6,6 +6,8 @@
 mod cli;
 mod damage;
 mod debug;
+mod debug_calls;
+mod debug_control;
 mod file_data;
 mod guests;
 mod harness;
