@@ -243,10 +243,10 @@ mod tests {
         assert!(!is_asked());
         Write::write_all(&mut theirs, b"$X1,1:\x03#3f\x03+").expect("there is room");
         let mut read = Vec::new();
-        for _ in 0..11 {
+        for _ in 0..10 {
             read.push(connection.read().expect("there is more"));
         }
-        assert_eq!(read, b"$X1,1:\x03#3f+"[..11]);
+        assert_eq!(read, b"$X1,1:\x03#3f+"[..10]);
         assert!(!is_asked(), "that was data");
         assert_eq!(connection.read().expect("there is more"), b'+');
         assert!(is_asked());
