@@ -228,34 +228,39 @@ fn debug_stepping_back_and_forth_shows_the_same() {
 }
 
 /// Random moments: `places` of them, each with what lies behind.
-fn random_moments(name: &str, places: u32, steps: u32) {
+fn random_moments(name: &str, how: &[&str], places: u32, steps: u32) {
     let program = program("hunt.cc", "-O2");
-    for (mode, how) in [("serial", SERIAL), ("parallel", PARALLEL)] {
-        let name = format!("{name}_{mode}");
-        let Some(r) = Recording::new(&name, how, &[&program.display().to_string()]) else {
-            return;
-        };
-        // A different seed in each run: what went wrong is in the message, and the recording is kept.
-        let seed = std::process::id();
-        let places = format!("random.choices(range(1, events), k={places})");
-        let script = around(seed, "places", steps).replace(
-            "visited = 0",
-            &format!("visited = 0\nplaces = {places}\nprint(\"seed {seed}\")"),
-        );
-        no_difference(&r.gdb(&script));
-    }
+    let Some(r) = Recording::new(name, how, &[&program.display().to_string()]) else {
+        return;
+    };
+    // A different seed in each run: what went wrong is in the message, and the recording is kept.
+    let seed = std::process::id();
+    let places = format!("random.choices(range(1, events), k={places})");
+    let script = around(seed, "places", steps).replace(
+        "visited = 0",
+        &format!("visited = 0\nplaces = {places}\nprint(\"seed {seed}\")"),
+    );
+    no_difference(&r.gdb(&script));
 }
+
+// A thousand moments in both, each visited four times: by stepping on, back, on again, and by going there.
 
 #[test]
 fn debug_random_moments_are_the_same_at_each_visit() {
-    random_moments("debug_random", 10, 5);
+    random_moments("debug_random_serial", SERIAL, 50, 10);
 }
 
-/// As the one before, for as long as it takes: `cargo nextest run --run-ignored only`.
+#[test]
+fn debug_random_moments_of_parallel_threads_are_the_same_at_each_visit() {
+    random_moments("debug_random_parallel", PARALLEL, 50, 10);
+}
+
+/// As those before, for as long as it takes: `cargo nextest run --run-ignored only`.
 #[test]
 #[ignore = "takes minutes"]
 fn debug_a_thousand_random_moments_are_the_same_at_each_visit() {
-    random_moments("debug_thousand", 100, 10);
+    random_moments("debug_thousand_serial", SERIAL, 100, 10);
+    random_moments("debug_thousand_parallel", PARALLEL, 100, 10);
 }
 
 #[test]
