@@ -1,7 +1,7 @@
 //! Where traces are: the folder that keeps them, and finding one by name.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use crewind_guest::start::Failure;
@@ -83,7 +83,7 @@ pub fn trace_error(e: &TraceError) -> Error {
 /// Held by the recorder of a trace while it is being recorded.
 #[derive(Debug)]
 pub struct RecorderLock {
-    _directory: File,
+    directory: File,
 }
 
 /// Whether a trace is being recorded.
@@ -102,9 +102,16 @@ impl RecorderLock {
         // SAFETY: the descriptor is open.
         let taken =
             unsafe { libc::flock(directory.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0;
-        taken.then_some(RecorderLock {
-            _directory: directory,
-        })
+        taken.then_some(RecorderLock { directory })
+    }
+
+    /// For a program that this process is about to start: it has the lock as long as it runs, whatever becomes of this
+    /// process. None: no descriptor is left.
+    pub fn pass_on(self) -> Option<OwnedFd> {
+        // SAFETY: duplicates a descriptor we own, without CLOEXEC on purpose.
+        let passed = unsafe { libc::fcntl(self.directory.as_raw_fd(), libc::F_DUPFD, 3) };
+        // SAFETY: just returned by the kernel.
+        (passed >= 0).then(|| unsafe { OwnedFd::from_raw_fd(passed) })
     }
 }
 

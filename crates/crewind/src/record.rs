@@ -267,9 +267,10 @@ impl Recording {
         }
         let mut told = format!("trace in {}", trace.path().display());
         if outcome.others == Others::Live {
-            drop((self.compactor, self.lock));
+            drop(self.compactor);
             keep(
                 trace.path(),
+                self.lock,
                 self.guest.into_control(),
                 &outcome,
                 self.started,
@@ -388,7 +389,13 @@ pub fn environment() -> Vec<Vec<u8>> {
 ///
 /// The supervisor could instead adopt such processes and stay. But then the shell would wait for a daemon for ever,
 /// and the daemon would see another parent than without crewind.
-fn keep(trace: &Path, control: OwnedFd, outcome: &Outcome, started: Instant) -> Result<()> {
+fn keep(
+    trace: &Path,
+    lock: Option<RecorderLock>,
+    control: OwnedFd,
+    outcome: &Outcome,
+    started: Instant,
+) -> Result<()> {
     let (kind, value) = match outcome.ended {
         Ended::Exited(status) => ("status", status),
         Ended::Signaled(signal) => ("signal", signal),
@@ -403,6 +410,8 @@ fn keep(trace: &Path, control: OwnedFd, outcome: &Outcome, started: Instant) -> 
     }
     // SAFETY: just returned by the kernel.
     let passed = unsafe { OwnedFd::from_raw_fd(passed) };
+    // So that at no time nobody records.
+    let _lock = lock.map(RecorderLock::pass_on);
     let mut command = Command::new("/proc/self/exe");
     command
         .args([
@@ -456,7 +465,7 @@ fn keep_until_end() -> Option<()> {
     // SAFETY: sets the flags of a descriptor we own: this process sleeps until a report comes.
     unsafe { libc::fcntl(control.as_raw_fd(), libc::F_SETFL, 0) };
     let trace = TraceDir::open(Path::new(trace)).ok()?;
-    let _lock = RecorderLock::take(trace.path());
+    // The recorder's lock came with it.
     let compactor = Compactor::start(trace.path()).ok()?;
     while !matches!(Report::receive(control.as_raw_fd()), Ok(None)) {}
     let (totals, _) = compactor.finish();

@@ -1039,8 +1039,11 @@ mod tests {
             self.begin.wait();
             assert!(self.par.enter_for_test(&mut th));
             for round in 0..rounds {
-                if round % 256 == 0 {
-                    std::thread::yield_now();
+                // Yielding may be of no use on a busy machine; sleeping is.
+                match round % 512 {
+                    0 => std::thread::sleep(std::time::Duration::from_micros(50)),
+                    256 => std::thread::yield_now(),
+                    _ => {}
                 }
                 seed = seed
                     .wrapping_mul(6364136223846793005)
