@@ -1,10 +1,15 @@
 //! Whether memory is short: then checkpoints, which keep it, are given up.
+//!
+//! How much is to be left to others can be said: `CREWIND_SPARE_MEMORY=512M`.
 
 use std::fs::read_to_string;
 use std::path::Path;
 
-/// Less than this part of all memory to spare is too little.
+/// Less than this part of all memory to spare is too little, if nothing else is said.
 const PART: u64 = 16;
+
+/// How much is to be left to others, as a user says it.
+const SPARE: &str = "CREWIND_SPARE_MEMORY";
 
 /// Memory of the machine, or of the control group that the process is in. Bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,8 +19,8 @@ struct Memory {
 }
 
 impl Memory {
-    fn is_short(self) -> bool {
-        self.to_spare < self.all / PART
+    fn is_short(self, spare: Option<u64>) -> bool {
+        self.to_spare < spare.unwrap_or(self.all / PART)
     }
 }
 
@@ -28,10 +33,24 @@ pub(crate) fn is_short() -> bool {
     let group = read_to_string("/proc/self/cgroup")
         .ok()
         .and_then(|t| of_group(&t, Path::new("/sys/fs/cgroup")));
+    let spare = std::env::var(SPARE).ok().and_then(|t| bytes(&t));
     machine
         .into_iter()
         .chain(group)
-        .any(|memory| memory.is_short())
+        .any(|memory| memory.is_short(spare))
+}
+
+/// A number of bytes: `1000`, `64K`, `512M`, `4G`, `1T`.
+fn bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let (digits, shift) = match text.chars().last()?.to_ascii_uppercase() {
+        'K' => (text.get(..text.len() - 1)?, 10),
+        'M' => (text.get(..text.len() - 1)?, 20),
+        'G' => (text.get(..text.len() - 1)?, 30),
+        'T' => (text.get(..text.len() - 1)?, 40),
+        _ => (text, 0),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// From the text of `/proc/meminfo`.
@@ -90,14 +109,29 @@ mod tests {
         let text = "MemTotal:       16000000 kB\nMemFree:  5 kB\nMemAvailable:     999000 kB\n";
         let m = of_machine(text).expect("both are there");
         assert_eq!((m.all, m.to_spare), (16_000_000 << 10, 999_000 << 10));
-        assert!(m.is_short());
+        assert!(m.is_short(None));
         assert!(
             !of_machine(&text.replace("999000", "1000001"))
                 .expect("both")
-                .is_short()
+                .is_short(None)
         );
         assert_eq!(of_machine("MemTotal: 5 kB\n"), None);
         assert_eq!(of_machine("MemTotal: x kB\nMemAvailable: 7 kB\n"), None);
+    }
+
+    #[test]
+    fn what_a_user_says() {
+        assert_eq!(bytes("1000"), Some(1000));
+        assert_eq!(bytes("64k"), Some(64 << 10));
+        assert_eq!(bytes(" 2G\n"), Some(2 << 30));
+        for nonsense in ["", "G", "-1", "1.5G", "99999999999T", "ß"] {
+            assert_eq!(bytes(nonsense), None, "{nonsense}");
+        }
+        let m = Memory {
+            all: 1600,
+            to_spare: 200,
+        };
+        assert!(!m.is_short(None) && m.is_short(Some(201)) && !m.is_short(Some(200)));
     }
 
     #[test]
@@ -113,7 +147,7 @@ mod tests {
         put("a/b/memory.current", "3\n");
         let m = of_group("1:cpu:/x\n0::/a/b\n", &root).expect("the outer one has a limit");
         assert_eq!((m.all, m.to_spare), (1600, 50));
-        assert!(m.is_short());
+        assert!(m.is_short(None));
         assert_eq!(of_group("0::/\n", &root), None);
         assert_eq!(of_group("0::/../..\n", &root), None);
         std::fs::remove_dir_all(&root).expect("it was made here");

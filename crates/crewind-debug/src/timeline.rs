@@ -24,6 +24,8 @@ const QUANTUM: u64 = 8_000_000;
 const DISTANCE: u64 = 40_000_000;
 /// Most checkpoints of the regular kind.
 const REGULAR: usize = 40;
+/// Most doublings of the distance where memory is short.
+const FEWEST: u32 = 6;
 /// Most near ones.
 const NEAR: usize = 6;
 /// Work from which on a checkpoint is worth a fork: some 5 ms.
@@ -83,6 +85,9 @@ pub struct Timeline {
     checkpoints: BTreeMap<Point, Checkpoint>,
     near: VecDeque<Point>,
     distance: u64,
+    /// How often the distance is doubled because memory is short, and the work at which that was last.
+    short: u32,
+    given_back: u64,
     /// Work since the beginning, about.
     work: u64,
     ended: Option<String>,
@@ -111,6 +116,8 @@ impl Timeline {
             checkpoints: BTreeMap::from([(place.point, start)]),
             near: VecDeque::new(),
             distance: DISTANCE,
+            short: 0,
+            given_back: 0,
             work: 0,
             ended: ended(&stopped.why),
             looks_out: LookOut::default(),
@@ -274,31 +281,33 @@ impl Timeline {
         // Near ones go when others are made: they leave no room for a regular one.
         let mut before = self.checkpoints.range(..=here.point).rev();
         let before = before.find(|(p, _)| !self.near.contains(p));
-        if before.is_some_and(|(_, c)| self.work < c.work + self.distance) {
+        let distance = self.distance.saturating_mul(1 << self.short);
+        let last = before.map_or(0, |(_, c)| c.work).max(self.given_back);
+        if self.work < last.saturating_add(distance) {
             return Ok(());
         }
         if memory::is_short() {
             self.give_memory_back();
             return Ok(());
         }
-        match self.checkpoint() {
-            // There is no room for another process.
-            Err(Error::Refused(_)) => {
-                self.give_memory_back();
-                return Ok(());
-            }
-            other => other?,
+        self.short = self.short.saturating_sub(1);
+        if self.checkpoints.contains_key(&here.point) {
+            // One of those made for somebody who looks around stays.
+            self.near.retain(|p| *p != here.point);
+        } else if !self.checkpoint()? {
+            self.give_memory_back();
+            return Ok(());
         }
         let regular = self.checkpoints.len() - self.near.len();
         if regular > REGULAR {
+            self.distance = self.distance.saturating_mul(2);
             self.thin_out();
         }
         Ok(())
     }
 
-    /// Drops every other regular checkpoint, and makes fewer from now on. The first one, the beginning, stays.
+    /// Drops every other regular checkpoint. The first one, the beginning, stays.
     fn thin_out(&mut self) {
-        self.distance = self.distance.saturating_mul(2);
         let mut keep = true;
         let near = &self.near;
         self.checkpoints.retain(|p, _| {
@@ -310,26 +319,31 @@ impl Timeline {
         });
     }
 
-    /// Memory is short: sleeping processes keep what the running one changes.
+    /// Memory is short: sleeping processes keep what the running one changes. There will be fewer, until there is more.
     fn give_memory_back(&mut self) {
-        while self.near.len() > 1 {
-            if let Some(old) = self.near.pop_front() {
-                self.checkpoints.remove(&old);
-            }
+        for old in std::mem::take(&mut self.near) {
+            self.checkpoints.remove(&old);
         }
         self.thin_out();
+        self.short = (self.short + 1).min(FEWEST);
+        self.given_back = self.work;
     }
 
-    fn checkpoint(&mut self) -> Result<()> {
+    /// Makes one here. False: there is no room for another process.
+    fn checkpoint(&mut self) -> Result<bool> {
         let place = self.place();
+        let engine = match self.current.fork() {
+            Err(Error::Refused(_)) => return Ok(false),
+            other => other?,
+        };
         let made = Checkpoint {
-            engine: self.current.fork()?,
+            engine,
             place,
             work: self.work,
             threads: self.current.threads()?,
         };
         self.checkpoints.insert(place.point, made);
-        Ok(())
+        Ok(true)
     }
 
     /// A checkpoint here, for somebody who moves around here.
@@ -340,11 +354,11 @@ impl Timeline {
         }
         if memory::is_short() {
             self.give_memory_back();
-            if !self.near.is_empty() {
-                return Ok(());
-            }
         }
-        self.checkpoint()?;
+        // It only saves time.
+        if !self.checkpoint()? {
+            return Ok(());
+        }
         self.near.push_back(point);
         if self.near.len() > NEAR
             && let Some(old) = self.near.pop_front()

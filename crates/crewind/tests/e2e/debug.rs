@@ -15,10 +15,15 @@ pub(crate) const SERIAL: &[&str] = &["--sharing", "serial"];
 pub(crate) const PARALLEL: &[&str] = &["--sharing", "software", "--cpus", "2"];
 
 pub(crate) fn crewind(place: &Place, args: &[&str]) -> Output {
+    crewind_where(place, args, &[])
+}
+
+/// With more in the environment.
+fn crewind_where(place: &Place, args: &[&str], more: &[(String, String)]) -> Output {
     let words: Vec<&str> = std::iter::once(CREWIND)
         .chain(args.iter().copied())
         .collect();
-    run(place.command(&words, &place.work, &[]), b"", LIMIT).unwrap_or_else(|e| panic!("{e}"))
+    run(place.command(&words, &place.work, more), b"", LIMIT).unwrap_or_else(|e| panic!("{e}"))
 }
 
 pub(crate) fn text(bytes: &[u8]) -> String {
@@ -62,6 +67,10 @@ impl Recording {
     }
 
     pub(crate) fn gdb_with(&self, options: &[&str], script: &str) -> String {
+        self.gdb_where(options, script, &[])
+    }
+
+    fn gdb_where(&self, options: &[&str], script: &str, more: &[(String, String)]) -> String {
         let kind = if script.contains("import gdb") {
             "script.py"
         } else {
@@ -73,7 +82,7 @@ impl Recording {
         let mut words = vec!["debug", &self.trace];
         words.extend_from_slice(options);
         words.extend_from_slice(&["--", "-nx", "-batch", "-x", &file]);
-        let output = crewind(&self.place, &words);
+        let output = crewind_where(&self.place, &words, more);
         let all = text(&output.stdout) + &text(&output.stderr);
         assert!(
             output.status.success() && !all.contains("Error"),
@@ -241,6 +250,25 @@ fn random_moments(name: &str, how: &[&str], places: u32, steps: u32) {
         &format!("visited = 0\nplaces = {places}\nprint(\"seed {seed}\")"),
     );
     no_difference(&r.gdb(&script));
+}
+
+/// Where memory is short there are next to no checkpoints, and all is as it was.
+#[test]
+fn debug_without_memory_for_checkpoints() {
+    let program = program("hunt.cc", "-O0");
+    for (name, how) in [("serial", SERIAL), ("parallel", PARALLEL)] {
+        let name = format!("debug_short_{name}");
+        let Some(r) = Recording::new(&name, how, &[&program.display().to_string()]) else {
+            return;
+        };
+        let script = around(7, "[events // 3, events * 4 // 5]", 20).replace(
+            "print(\"all done\")",
+            "check(\"few checkpoints\", int(do(\"monitor checkpoints\").split()[0]) <= 3, True)\nprint(\"all done\")",
+        );
+        // More than any machine has.
+        let short = [("CREWIND_SPARE_MEMORY".to_owned(), "1000T".to_owned())];
+        no_difference(&r.gdb_where(&[], &script, &short));
+    }
 }
 
 // A thousand moments in both, each visited four times: by stepping on, back, on again, and by going there.

@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::harness::{CREWIND, Output, Place, build, find_program, guest_sources, run, show, skip};
+use crate::harness::{CREWIND, Output, Place, build, find_program, run, show, skip};
 
 const LIMIT: Duration = Duration::from_secs(200);
 
@@ -399,11 +399,11 @@ fn recorded_from(function: &str, command: &[&str]) -> (Output, Option<String>) {
 
 #[test]
 fn part_begins_where_a_function_is_first_called() {
-    let source = guest_sources().join("part_function.cpp");
+    let source = own("function.cc");
     let flags = ["-lpthread".into(), "-ldl".into()];
-    let program = build(&source, &flags, "");
+    let program = build(&source, &flags, ".part");
     let program = program.to_str().expect("it is a name");
-    let fixed = build(&source, &["-static".into()], "-static");
+    let fixed = build(&source, &["-static".into()], ".static");
     let fixed = fixed.to_str().expect("it is a name");
     let place = Place::new("part_library");
     let library = place.work.join("late.so");
