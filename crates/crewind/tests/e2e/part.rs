@@ -15,24 +15,27 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The static library, as this test run has built it.
-fn library() -> String {
-    let deps = Path::new(CREWIND)
-        .parent()
-        .expect("the command is in a directory")
-        .join("deps");
-    let entries = std::fs::read_dir(&deps).expect("deps are there").flatten();
+/// The newest `crewind-api` that was built: for C (`.a`) or Rust (`.rlib`).
+fn library(ending: &str) -> String {
+    let entries = std::fs::read_dir(deps()).expect("deps are there").flatten();
     let newest = entries
         .filter(|e| {
             let name = e.file_name().to_string_lossy().into_owned();
-            name.starts_with("libcrewind_api-") && name.ends_with(".a")
+            name.starts_with("libcrewind_api-") && name.ends_with(ending)
         })
         .max_by_key(|e| e.metadata().and_then(|m| m.modified()).ok());
     newest
-        .expect("crewind-api is built as a library for C")
+        .expect("crewind-api is built as a library")
         .path()
         .display()
         .to_string()
+}
+
+fn deps() -> PathBuf {
+    let directory = Path::new(CREWIND).parent();
+    directory
+        .expect("the command is in a directory")
+        .join("deps")
 }
 
 /// Builds a program with the calls.
@@ -42,7 +45,7 @@ fn program(source: &Path) -> String {
         "-pthread".to_owned(),
         format!("-I{}", include.display()),
         "-Wl,--whole-archive".to_owned(),
-        library(),
+        library(".a"),
         "-Wl,--no-whole-archive".to_owned(),
     ];
     build(source, &flags, ".part").display().to_string()
@@ -80,29 +83,49 @@ fn replays(place: &Place, trace: &str) -> Output {
     replayed
 }
 
+/// Runs one of the examples that repeat an order in place, and replays some of the traces that it leaves.
+fn order_is_repeated(name: &str, owner: &str, rounds: usize, how: &[&str]) {
+    let place = Place::new(name);
+    let number = rounds.to_string();
+    let words: Vec<&str> = std::iter::once("run")
+        .chain(how.iter().copied())
+        .chain(["--", owner, &number])
+        .collect();
+    let ran = crewind(&place, &words);
+    assert_eq!(ran.status.code(), Some(0), "{}", show(&ran));
+    let wanted = format!("{rounds} rounds: the replay had the recorded order and value each time");
+    assert!(text(&ran.stdout).starts_with(&wanted), "{}", show(&ran));
+    let traces = traces(&ran);
+    assert_eq!(traces.len(), rounds, "{}", show(&ran));
+    for trace in traces.iter().step_by(rounds.div_ceil(10)) {
+        replays(&place, trace);
+    }
+    place.clear();
+}
+
 #[test]
 fn part_order_is_repeated_in_place() {
     let owner = program(&root().join("examples/owner.c"));
-    for how in [&["--sharing", "serial"][..], &["--cpus", "1"]] {
-        let place = Place::new("part_order");
-        let words: Vec<&str> = std::iter::once("run")
-            .chain(how.iter().copied())
-            .chain(["--", &owner, "25"])
-            .collect();
-        let ran = crewind(&place, &words);
-        assert_eq!(ran.status.code(), Some(0), "{}", show(&ran));
-        assert!(
-            text(&ran.stdout).starts_with("25 rounds: the replay had the recorded order"),
-            "{}",
-            show(&ran)
-        );
-        let traces = traces(&ran);
-        assert_eq!(traces.len(), 25, "{}", show(&ran));
-        for trace in traces.iter().step_by(3) {
-            replays(&place, trace);
-        }
-        place.clear();
-    }
+    order_is_repeated("part_order", &owner, 1000, &["--sharing", "serial"]);
+    order_is_repeated("part_order_one", &owner, 25, &["--cpus", "1"]);
+}
+
+#[test]
+fn part_order_is_repeated_in_place_in_rust() {
+    let source = root().join("examples/owner.rs");
+    let api = format!("crewind_api={}", library(".rlib"));
+    let dependencies = format!("dependency={}", deps().display());
+    let flags = ["--extern", &api, "-L", &dependencies].map(str::to_owned);
+    let owner = build(&source, &flags, ".rust").display().to_string();
+    order_is_repeated("part_order_rust", &owner, 1000, &[]);
+    let place = Place::new("part_order_alone");
+    let ran = run(place.command(&[&owner], &place.work, &[]), b"", LIMIT).unwrap();
+    assert!(
+        text(&ran.stdout).starts_with("recording is not available"),
+        "{}",
+        show(&ran)
+    );
+    place.clear();
 }
 
 #[test]
