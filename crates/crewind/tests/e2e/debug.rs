@@ -223,6 +223,138 @@ print("all done")
     )
 }
 
+/// gdb's commands for going on and back, stopping and looking, in a program with four threads.
+#[test]
+fn debug_commands_of_gdb_work_in_both_directions() {
+    for (kind, optimise) in [("debug", "-O0"), ("release", "-O2")] {
+        let program = program("hunt.cc", optimise);
+        for (name, how) in [("serial", SERIAL), ("parallel", PARALLEL)] {
+            let name = format!("debug_commands_{kind}_{name}");
+            let Some(r) = Recording::new(&name, how, &[&program.display().to_string()]) else {
+                return;
+            };
+            let script =
+                COMMANDS.replace("PLAIN", if optimise == "-O0" { "True" } else { "False" });
+            let output = r.gdb(&python(&script));
+            no_difference(&output);
+        }
+    }
+}
+
+const COMMANDS: &str = r#"
+plain = PLAIN
+def line():
+    return gdb.selected_frame().find_sal().line
+def name():
+    return gdb.selected_frame().name().split("(")[0]
+def clock():
+    return tuple(int(n) for n in position().split(":")[:2])
+do("break main")
+do("continue")
+do("delete")
+# Lines, in one thread.
+lines = [line()]
+for i in range(2):
+    do("next")
+    lines.append(line())
+if plain:
+    check("next", lines, [27, 28, 29])
+    for i in reversed(range(2)):
+        do("reverse-next")
+        check("reverse-next", line(), lines[i])
+# Instructions.
+places = [position()]
+for i in range(5):
+    do("stepi 7")
+    places.append(position())
+for i in reversed(range(5)):
+    do("reverse-stepi 7")
+    check("reverse-stepi", position(), places[i])
+for i in range(5):
+    do("stepi 7")
+    check("stepi", position(), places[i + 1])
+before = clock()
+do("nexti")
+do("reverse-nexti")
+check("reverse-nexti", clock() <= before, True)
+# Into a function of one of the threads, and out of it.
+do("break add if me == 2 && v == 10")
+do("continue")
+do("delete")
+inside = position()
+check("function", name(), "add")
+check("argument", int(gdb.parse_and_eval("v")), 10)
+check("threads", do("info threads").count(", t"), len(gdb.selected_inferior().threads()))
+check("stack", "body" in do("bt"), True)
+check("stacks", do("thread apply all bt 1").count(chr(35) + "0"), len(gdb.selected_inferior().threads()))
+do("up")
+check("up", name(), "body")
+do("down")
+check("down", name(), "add")
+do("finish")
+check("finish", name(), "body")
+behind = position()
+do("reverse-step")
+check("reverse-step", name() != "body", True)
+do("goto " + behind)
+check("goto", name(), "body")
+do("goto " + inside)
+do("reverse-finish")
+check("reverse-finish", name(), "body")
+do("step")
+check("step", name() != "body", True)
+do("goto " + inside)
+# Another thread, and back.
+own = gdb.selected_thread()
+for other in gdb.selected_inferior().threads():
+    other.switch()
+    check("registers", int(gdb.parse_and_eval("$pc")) != 0, True)
+own.switch()
+check("thread", position(), inside)
+# Stops that go away.
+do("tbreak corrupt")
+do("continue")
+check("tbreak", name(), "corrupt")
+corrupted = position()
+do("until")
+do("goto end")
+do("tbreak corrupt")
+do("reverse-continue")
+check("tbreak, backwards", position(), corrupted)
+do("goto start")
+do("hbreak corrupt")
+do("continue")
+check("hbreak", position(), corrupted)
+do("delete")
+do("advance body")
+check("advance", clock() != (0, 0), True)
+# Watched memory: the same stops in both directions, but for the side of the access.
+for kind, values in (("watch", True), ("awatch", True), ("rwatch", False)):
+    do("goto start")
+    do("break main")
+    do("continue")
+    do("delete")
+    do("%s total" % kind)
+    totals = []
+    for i in range(5):
+        do("continue")
+        totals.append(int(gdb.parse_and_eval("total")))
+    check(kind + " grows", totals, sorted(totals))
+    last = totals[-1]
+    do("reverse-continue")
+    check(kind + " back", int(gdb.parse_and_eval("total")) <= last, True)
+    do("delete")
+# Looking at things.
+for what, part in (("info auxv", "AT_ENTRY"), ("info sharedlibrary", "libc.so"), ("x/2i $pc", "=>"), ("info registers", "rip"),
+                   ("info line", "Line"), ("info symbol $pc", " in section "), ("ptype struct Node", "value"), ("p sizeof(Node)", "16"),
+                   ("info signals SIGABRT", "SIGABRT"), ("p nodes", "{"), ("info inferiors", "process"), ("disassemble", "=>"),
+                   ("p $xmm0", "v4_float"), ("info float", "R7"), ("list corrupt", "0x6666")):
+    check(what, part in do(what), True)
+do("goto end")
+check("the end", "abort" in do("bt"), True)
+print("all done")
+"#;
+
 #[test]
 fn debug_stepping_back_and_forth_shows_the_same() {
     let program = program("hunt.cc", "-O0");
@@ -661,6 +793,44 @@ fn debug_traces_that_were_cut() {
     );
     let places = lines(&output, "event ");
     assert!(places.len() == 2 && places[0] != places[1], "{output}");
+}
+
+#[test]
+fn debug_stripped_programs() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/debug/hunt.cc");
+    let flags = ["-O1", "-s", "-pthread"].map(str::to_owned);
+    let program = build(&source, &flags, "stripped");
+    for (name, how) in [("serial", SERIAL), ("parallel", PARALLEL)] {
+        let name = format!("debug_stripped_{name}");
+        let Some(r) = Recording::new(&name, how, &[&program.display().to_string()]) else {
+            return;
+        };
+        let output = r.gdb(&python(
+            r#"
+do("goto end")
+check("stack", "abort" in do("bt"), True)
+# The library still has names.
+do("break sched_yield")
+do("reverse-continue")
+do("delete")
+check("breakpoint", gdb.selected_frame().name().endswith("sched_yield"), True)
+here = position()
+for i in range(20):
+    do("reverse-stepi")
+for i in range(20):
+    do("stepi")
+check("there and back", position(), here)
+pc = int(gdb.parse_and_eval("$pc"))
+do("finish")
+check("caller", "=>" in do("x/i $pc"), True)
+do("break *%d" % pc)
+do("reverse-continue")
+check("backwards", int(gdb.parse_and_eval("$pc")), pc)
+print("all done")
+"#,
+        ));
+        no_difference(&output);
+    }
 }
 
 #[test]
