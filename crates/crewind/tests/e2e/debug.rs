@@ -242,6 +242,7 @@ fn debug_commands_of_gdb_work_in_both_directions() {
 }
 
 const COMMANDS: &str = r#"
+import re
 plain = PLAIN
 def line():
     return gdb.selected_frame().find_sal().line
@@ -284,9 +285,9 @@ do("delete")
 inside = position()
 check("function", name(), "add")
 check("argument", int(gdb.parse_and_eval("v")), 10)
-check("threads", do("info threads").count(", t"), len(gdb.selected_inferior().threads()))
+check("threads", len(re.findall(r", t\d+\) ", do("info threads"))), len(gdb.selected_inferior().threads()))
 check("stack", "body" in do("bt"), True)
-check("stacks", do("thread apply all bt 1").count(chr(35) + "0"), len(gdb.selected_inferior().threads()))
+check("stacks", len(re.findall("^" + chr(35) + "0 ", do("thread apply all bt 1"), re.M)), len(gdb.selected_inferior().threads()))
 do("up")
 check("up", name(), "body")
 do("down")
