@@ -84,7 +84,7 @@ impl Session {
             "vfork" => forks.vfork = true,
             "none" => *forks = Forks::default(),
             "exec" => {
-                return Ok("a session is about one program: where that executes the next one, it ends, with or without this".into());
+                return Ok("a session is about one program: it ends where that executes the next one, and says how to see that".into());
             }
             _ => {
                 return Err(Error::Refused(format!(

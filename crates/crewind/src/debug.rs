@@ -56,7 +56,8 @@ Tell which thread wrote to memory last before this moment: last-write ADDRESS [L
 end
 ";
 
-/// What stands for gdb's own catchpoints, which would want a second process.
+/// What stands for gdb's own catchpoints, which would want a second process. A session is about one program: that it executes
+/// the next one is caught in front of the call.
 const CATCHPOINTS: &str = "\
 import gdb
 class Catch(gdb.Command):
@@ -65,6 +66,8 @@ class Catch(gdb.Command):
         self.what = what
     def invoke(self, argument, from_tty):
         gdb.execute('monitor catch ' + self.what)
+        if self.what == 'exec':
+            gdb.execute('catch syscall execve execveat')
 for what in ('fork', 'vfork', 'exec'):
     Catch(what)
 ";

@@ -273,6 +273,11 @@ fn debug_programs_of_a_process_are_chosen() {
     assert!(first.contains("bin/env here;"), "{first}");
     assert!(first.contains("--program 2` shows that program"), "{first}");
     assert!(first.contains("event 0, thread 1"), "{first}");
+    // The shell tries one directory after the other.
+    let script = "catch exec\n".to_owned() + &"continue\n".repeat(12);
+    let caught = r.gdb_with(&["--program", "1"], &script);
+    assert!(caught.contains("(call to syscall execve)"), "{caught}");
+    assert!(caught.contains("bin/env here;"), "{caught}");
     let env = r.gdb_with(&["--program", "env"], "info auxv\ncontinue\n");
     assert!(env.contains("/env"), "{env}");
     assert!(env.contains("sh here; `crewind debug"), "{env}");
@@ -317,6 +322,7 @@ for what, wanted in ("fork", 2), ("vfork", 1):
     check("none", stops("continue", "here"), [])
     do("goto start")
 print(do("catch exec"))
+check("catch exec", "execve" in do("info breakpoints"), True)
 print("all done")
 "#,
         );
