@@ -20,7 +20,7 @@ use crate::rights::{
 };
 use crate::stubs::{self, STUBS_SIZE, Stubs, Vectors};
 use crate::table::{TABLE_SIZE, Table};
-use crate::translate::{MAX_CODE, NextIds, Purpose, Site, Translator};
+use crate::translate::{LOOP, MAX_CODE, NextIds, Purpose, Site, Translator};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
@@ -336,7 +336,7 @@ impl CodeCache {
         })
     }
 
-    /// The translation of `pc`, made if there is none.
+    /// The translation of `pc`, which may have the mark `LOOP`, made if there is none.
     pub(crate) fn frag_at(
         &mut self,
         pc: u64,
@@ -347,12 +347,12 @@ impl CodeCache {
             return Ok(id);
         }
         self.make_room();
-        let purpose = if self.cfg.options.inline_lookup {
-            purpose
-        } else {
-            Purpose::Direct
+        let purpose = match (pc & LOOP, self.cfg.options.inline_lookup) {
+            (0, true) => purpose,
+            (0, false) => Purpose::Direct,
+            _ => Purpose::Loop,
         };
-        self.translate(pc, src, purpose)?;
+        self.translate(pc & !LOOP, src, purpose)?;
         for (start, end) in &self.tr.ranges {
             src.translated(*start, *end);
         }

@@ -1,5 +1,6 @@
 //! The hot per-thread context that translated code addresses as `fs:[constant]`.
 
+use crate::recover::Owed;
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
@@ -170,6 +171,31 @@ impl Ctx {
                 (v < 0 && v as i32 != -1).then_some(v & 0xffff_ffff)
             });
         }
+    }
+
+    /// Takes back what was counted in advance.
+    ///
+    /// # Safety
+    /// `ctx` is the calling thread's, whose translated code does not run now.
+    pub(crate) unsafe fn pay_back(ctx: *mut Ctx, owed: Owed) {
+        let counters = Ctx::counters(ctx).cast::<i64>();
+        // SAFETY: one of the counters. A handler of this thread may ask for a stop meanwhile.
+        let counter =
+            unsafe { AtomicI64::from_ptr(counters.add(usize::from(owed.counter) % COUNTERS)) };
+        counter.fetch_sub(i64::from(owed.ticks), Ordering::SeqCst);
+    }
+
+    /// Counts the same in advance, if no limit and no request for a stop lies in between.
+    pub(crate) fn borrow(&mut self, owed: Owed) -> bool {
+        let Some(c) = self.clk.get_mut(usize::from(owed.counter)) else {
+            return false;
+        };
+        let ahead = c.wrapping_add(i64::from(owed.ticks));
+        let goes = *c < 0 && ahead < 0;
+        if goes {
+            *c = ahead;
+        }
+        goes
     }
 
     /// Sets `clk` and `limit` for a count and the count to stop at, keeping each counter within the budget.

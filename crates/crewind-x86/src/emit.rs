@@ -126,12 +126,12 @@ impl Cells {
 pub(crate) const RCX: u8 = 1;
 
 /// Encodes `Buf::flagless_update` for an address, without allocating. Returns its length.
-pub(crate) fn flagless_update_at(out: &mut [u8; 24], at: u64, clk: Cell) -> usize {
+pub(crate) fn flagless_update_at(out: &mut [u8; 24], at: u64, clk: Cell, by: i8) -> usize {
     match clk {
         Cell::Thread(disp) => {
             *out = [
                 0x64, 0x48, 0x8b, 0x0c, 0x25, 0, 0, 0, 0, // mov rcx, fs:[clk]
-                0x48, 0x8d, 0x49, 0x01, // lea rcx, [rcx+1]
+                0x48, 0x8d, 0x49, by as u8, // lea rcx, [rcx+by]
                 0x64, 0x48, 0x89, 0x0c, 0x25, 0, 0, 0, 0, // mov fs:[clk], rcx
                 0, 0,
             ];
@@ -142,7 +142,7 @@ pub(crate) fn flagless_update_at(out: &mut [u8; 24], at: u64, clk: Cell) -> usiz
         Cell::Fixed(addr) => {
             out[..18].copy_from_slice(&[
                 0x48, 0x8b, 0x0d, 0, 0, 0, 0, // mov rcx, [clk]
-                0x48, 0x8d, 0x49, 0x01, // lea rcx, [rcx+1]
+                0x48, 0x8d, 0x49, by as u8, // lea rcx, [rcx+by]
                 0x48, 0x89, 0x0d, 0, 0, 0, 0, // mov [clk], rcx
             ]);
             let rel = |end: u64| (addr.wrapping_sub(at.wrapping_add(end)) as i32).to_le_bytes();
@@ -333,8 +333,13 @@ impl Buf {
 
     /// `add qword [cell], 1`
     pub(crate) fn add_one(&mut self, cell: Cell) {
+        self.add(cell, 1);
+    }
+
+    /// `add qword [cell], by`
+    pub(crate) fn add(&mut self, cell: Cell, by: i8) {
         self.cell_op(0x48, 0x83, 0, cell, 1);
-        self.put(&[1]);
+        self.put(&[by as u8]);
     }
 
     /// `cmp dword [cell], 0`
@@ -343,10 +348,10 @@ impl Buf {
         self.put(&[0]);
     }
 
-    /// Advances the clock through rcx without touching flags: `mov rcx, [clk]; lea rcx, [rcx+1]; mov [clk], rcx`.
-    pub(crate) fn flagless_update(&mut self, clk: Cell) {
+    /// Advances the clock through rcx without touching flags: `mov rcx, [clk]; lea rcx, [rcx+by]; mov [clk], rcx`.
+    pub(crate) fn flagless_update(&mut self, clk: Cell, by: i8) {
         let mut code = [0u8; 24];
-        let n = flagless_update_at(&mut code, self.here(), clk);
+        let n = flagless_update_at(&mut code, self.here(), clk, by);
         self.put(code.get(..n).unwrap_or(&code));
     }
 
@@ -394,6 +399,41 @@ impl Buf {
         while !(self.here() + ahead).is_multiple_of(16) {
             self.put(&[0xcc]);
         }
+    }
+
+    /// A jump with a condition to the place at `pos`; `None`: in any case.
+    pub(crate) fn jump_back(&mut self, cc: Option<u8>, pos: usize) {
+        match cc {
+            Some(cc) => self.put(&[0x0f, 0x80 | cc]),
+            None => self.put(&[0xe9]),
+        }
+        let rel = pos as i64 - (self.pos() as i64 + 4);
+        self.put32(rel as i32);
+    }
+
+    /// A jump with a condition to a place that comes later; `rel32_here` sets it. Returns its field.
+    pub(crate) fn jump_ahead(&mut self, cc: u8) -> usize {
+        self.put(&[0x0f, 0x80 | cc]);
+        self.put32(0);
+        self.pos() - 4
+    }
+
+    /// Nops, so that what follows is at a multiple of 16. Returns how many bytes.
+    pub(crate) fn align_loop(&mut self) -> usize {
+        let pad = self.here().wrapping_neg() as usize & 15;
+        let mut left = pad;
+        while left > 0 {
+            let nop: &[u8] = match left {
+                1 => &[0x90],
+                2 => &[0x66, 0x90],
+                3 => &[0x0f, 0x1f, 0x00],
+                4..7 => &[0x0f, 0x1f, 0x40, 0x00],
+                _ => &[0x0f, 0x1f, 0x80, 0, 0, 0, 0],
+            };
+            self.put(nop);
+            left -= nop.len();
+        }
+        pad
     }
 
     /// A short jump back to the place at `pos`.

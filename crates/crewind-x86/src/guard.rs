@@ -12,6 +12,7 @@
 use crate::checks::{Checked, FOUR_GRANULES, TWO_GRANULES};
 use crate::emit::{Cell, RCX};
 use crate::insn::Class;
+use crate::recover::Owed;
 use crate::rights::Dest;
 use crate::rights::{GRANULE, NO_READ, NO_REG, NO_WRITE, Operand, Rep, Special, Test};
 use crate::translate::{Dec, Purpose, Translator};
@@ -70,6 +71,8 @@ pub(crate) struct CheckSite {
     pub tests: std::ops::Range<u32>,
     /// Ranges that only the instruction itself tells.
     pub special: Option<Box<Asked>>,
+    /// What the clock is ahead by.
+    pub owed: Option<Owed>,
 }
 
 /// An instruction whose ranges are not fixed.
@@ -116,6 +119,8 @@ pub(crate) struct Checks {
     pub tests: Vec<Test>,
     /// The register whose value is in the cell `borrowed`.
     pub held: Option<u8>,
+    /// It stays there: nothing else uses the register.
+    pub pinned: bool,
     sides: Vec<Side>,
     fails: Vec<Fail>,
     /// At least as many bytes as `finish_checks` will emit.
@@ -134,6 +139,7 @@ impl Checks {
         self.sides.clear();
         self.fails.clear();
         self.held = None;
+        self.pinned = false;
         self.behind = 0;
     }
 }
@@ -183,7 +189,9 @@ impl Translator {
         if self.plan.any(n) {
             self.checks_at(&guard, decs, n);
         }
-        let Some(held) = self.checks.held else { return };
+        let Some(held) = self.checks.held.filter(|_| !self.checks.pinned) else {
+            return;
+        };
         let Some(d) = decs.get(n) else { return };
         let uses = self.plan.uses.get(n).copied().unwrap_or_default();
         let far = d.insn.is_ip_rel_memory_operand() && d.insn.ip_rel_memory_address() >= 1 << 31;
@@ -216,7 +224,7 @@ impl Translator {
     }
 
     /// Lends `reg` to checks.
-    fn borrow(&mut self, reg: u8) {
+    pub(crate) fn borrow(&mut self, reg: u8) {
         if self.checks.held == Some(reg) {
             return;
         }
@@ -295,6 +303,7 @@ impl Translator {
             held: self.checks.held.unwrap_or(NO_REG),
             tests: first..first + self.plan.pending.len() as u32,
             special,
+            owed: self.owed,
         });
     }
 

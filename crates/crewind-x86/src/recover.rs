@@ -5,7 +5,17 @@
 //! lies in scratch slot 0 while the pc is behind the first emitted instruction. Guest length 0: form 0, a byte with the
 //! length of padding; form 1, eight bytes with the guest pc that follows (a jump was followed); form 2, a byte with the
 //! length of code that belongs to the next instruction, and one with the register that lies in the cell `borrowed`
-//! meanwhile. Form 3 is form 1 with a byte more, the register that lies in `borrowed` all the time.
+//! meanwhile; form 3, a byte with what the clock is ahead by from here on (`Owed`). Form 3 of an instruction is form 1 with
+//! a byte more, the register that lies in `borrowed` all the time.
+
+/// Ticks that a counter of the clock has counted in advance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owed {
+    /// Which counter.
+    pub counter: u8,
+    /// At most 15.
+    pub ticks: u8,
+}
 
 /// Writes a table.
 #[derive(Default)]
@@ -55,6 +65,13 @@ impl MapWriter {
         }
     }
 
+    /// What the clock is ahead by from here on.
+    pub(crate) fn owed(&mut self, owed: Owed) {
+        debug_assert!(owed.counter < 16 && owed.ticks < 16);
+        self.bytes
+            .extend_from_slice(&[0x30, owed.counter << 4 | owed.ticks]);
+    }
+
     pub(crate) fn jump(&mut self, pc: u64) {
         self.bytes.push(0x10);
         self.bytes.extend_from_slice(&pc.to_le_bytes());
@@ -69,6 +86,8 @@ pub(crate) struct Place {
     pub spilled: Option<u8>,
     /// Register to take from the cell `borrowed`.
     pub borrowed: Option<u8>,
+    /// What the clock is ahead by.
+    pub owed: Option<Owed>,
 }
 
 /// One entry of a table.
@@ -84,6 +103,7 @@ enum Entry {
         borrowed: Option<u8>,
     },
     Jump(u64),
+    Owed(Owed),
 }
 
 fn next(it: &mut impl Iterator<Item = u8>) -> Option<Entry> {
@@ -102,10 +122,17 @@ fn next(it: &mut impl Iterator<Item = u8>) -> Option<Entry> {
                 }
                 Entry::Jump(u64::from_le_bytes(raw))
             }
-            _ => Entry::Code {
+            2 => Entry::Code {
                 host: usize::from(it.next()?),
                 borrowed: Some(it.next()?),
             },
+            _ => {
+                let b = it.next()?;
+                Entry::Owed(Owed {
+                    counter: b >> 4,
+                    ticks: b & 15,
+                })
+            }
         });
     }
     let host = match b >> 4 {
@@ -125,11 +152,16 @@ fn next(it: &mut impl Iterator<Item = u8>) -> Option<Entry> {
 pub(crate) fn find(map: &[u8], start_pc: u64, offset: usize) -> Option<Place> {
     let mut pc = start_pc;
     let mut at = 0usize;
+    let mut owed = None;
     let mut it = map.iter().copied();
     while let Some(e) = next(&mut it) {
         let (guest, host, spilled, borrowed) = match e {
             Entry::Jump(to) => {
                 pc = to;
+                continue;
+            }
+            Entry::Owed(o) => {
+                owed = Some(o);
                 continue;
             }
             Entry::Code { host, borrowed } => (0, host, None, borrowed),
@@ -145,6 +177,7 @@ pub(crate) fn find(map: &[u8], start_pc: u64, offset: usize) -> Option<Place> {
                 pc,
                 spilled: spilled.filter(|_| offset > at),
                 borrowed,
+                owed,
             });
         }
         at += host;
@@ -155,6 +188,7 @@ pub(crate) fn find(map: &[u8], start_pc: u64, offset: usize) -> Option<Place> {
         pc,
         spilled: None,
         borrowed: None,
+        owed,
     })
 }
 
@@ -169,7 +203,7 @@ pub(crate) fn holds(map: &[u8], start_pc: u64, pc: u64) -> bool {
         match next(&mut it) {
             None => return false,
             Some(Entry::Jump(to)) => at = to,
-            Some(Entry::Code { .. }) => {}
+            Some(Entry::Code { .. } | Entry::Owed(_)) => {}
             Some(Entry::Insn { guest, .. }) => at = at.wrapping_add(guest),
         }
     }
@@ -194,6 +228,7 @@ mod tests {
                 pc: 0x1000,
                 spilled: None,
                 borrowed: None,
+                owed: None,
             })
         );
         assert_eq!(
@@ -202,6 +237,7 @@ mod tests {
                 pc: 0x1000,
                 spilled: None,
                 borrowed: None,
+                owed: None,
             })
         );
         assert_eq!(
@@ -210,6 +246,7 @@ mod tests {
                 pc: 0x1003,
                 spilled: None,
                 borrowed: None,
+                owed: None,
             })
         );
         assert_eq!(
@@ -218,6 +255,7 @@ mod tests {
                 pc: 0x1003,
                 spilled: None,
                 borrowed: None,
+                owed: None,
             })
         );
         assert_eq!(
@@ -226,6 +264,7 @@ mod tests {
                 pc: 0x1003,
                 spilled: None,
                 borrowed: None,
+                owed: None,
             })
         );
         assert_eq!(
@@ -234,6 +273,7 @@ mod tests {
                 pc: 0x9000,
                 spilled: None,
                 borrowed: None,
+                owed: None,
             })
         );
         assert_eq!(
@@ -242,6 +282,7 @@ mod tests {
                 pc: 0x9000,
                 spilled: Some(1),
                 borrowed: None,
+                owed: None,
             })
         );
         assert_eq!(
@@ -250,11 +291,29 @@ mod tests {
                 pc: 0x9001,
                 spilled: None,
                 borrowed: None,
+                owed: None,
             })
         );
         assert_eq!(at(46), None);
         assert!(holds(&w.bytes, 0x1000, 0x1003) && holds(&w.bytes, 0x1000, 0x1008));
         assert!(holds(&w.bytes, 0x1000, 0x9000) && !holds(&w.bytes, 0x1000, 0x1004));
+    }
+
+    #[test]
+    fn finds_what_the_clock_is_ahead_by() {
+        let mut w = MapWriter::default();
+        w.pad(3);
+        for ticks in [2, 1] {
+            w.owed(Owed { counter: 3, ticks });
+            w.insn(4, 4, None, Some(3));
+            w.jump(0x1000);
+        }
+        let at =
+            |o| find(&w.bytes, 0x1000, o).map(|p| (p.pc, p.owed.map(|o| (o.counter, o.ticks))));
+        assert_eq!(at(2), Some((0x1000, None)));
+        assert_eq!(at(3), Some((0x1000, Some((3, 2)))));
+        assert_eq!(at(7), Some((0x1000, Some((3, 1)))));
+        assert!(holds(&w.bytes, 0x1000, 0x1004) && !holds(&w.bytes, 0x1000, 0x1001));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::guard::STEP_CHECK;
 use crate::index::{FragId, LinkId, NONE};
 use crate::insn::InsnExit;
 use crate::stubs::{ENTER_SCRATCH, kind};
-use crate::translate::{Purpose, SiteKind};
+use crate::translate::{LOOP, Purpose, SiteKind};
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering, compiler_fence};
 
 /// How translated code was left, for the dispatcher.
@@ -36,26 +36,26 @@ impl CodeCache {
         unsafe { resume_request(ctx) };
         // SAFETY: see above.
         let start = unsafe { (*ctx).rip };
-        let came = self.came.take().filter(|c| c.pc == start);
+        let came = self.came.take().filter(|c| c.pc & !LOOP == start);
         let mut from: Option<(LinkId, u64)> = came.and_then(|c| c.from);
         let mut indirect = came.is_some_and(|c| c.indirect);
+        let mut mark = came.map_or(0, |c| c.pc & LOOP);
         // SAFETY: see above.
         match unsafe { self.passed(ctx, src) } {
             Some(Left::Exit(Exit::Stepped)) | None => {}
             Some(Left::Exit(e)) => return e,
-            Some(Left::Link(l)) => from = Some((l, self.generation)),
+            Some(Left::Link(l)) => {
+                mark = self.mark_of(l);
+                from = Some((l, self.generation));
+            }
             Some(Left::Ticked) => {}
             Some(Left::Indirect) => indirect = true,
         }
         loop {
             // SAFETY: see above.
-            let rip = unsafe { (*ctx).rip };
-            if self.deferred && self.lacks(rip, indirect) {
-                self.came = Some(Came {
-                    pc: rip,
-                    from,
-                    indirect,
-                });
+            let pc = unsafe { (*ctx).rip } | std::mem::take(&mut mark);
+            if self.deferred && self.lacks(pc, indirect) {
+                self.came = Some(Came { pc, from, indirect });
                 return Exit::Untranslated;
             }
             let purpose = if indirect {
@@ -63,7 +63,7 @@ impl CodeCache {
             } else {
                 Purpose::Direct
             };
-            let id = match self.frag_at(rip, src, purpose) {
+            let id = match self.frag_at(pc, src, purpose) {
                 Ok(id) => id,
                 Err(f) => return Exit::FetchFault { addr: f.addr },
             };
@@ -83,7 +83,10 @@ impl CodeCache {
             // SAFETY: see above.
             match unsafe { self.leave(ctx, src) } {
                 Left::Exit(e) => return e,
-                Left::Link(l) => from = Some((l, self.generation)),
+                Left::Link(l) => {
+                    mark = self.mark_of(l);
+                    from = Some((l, self.generation));
+                }
                 Left::Ticked => {}
                 Left::Indirect => indirect = true,
             }
@@ -101,13 +104,14 @@ impl CodeCache {
     ) -> Result<(), FetchFault> {
         // SAFETY: valid by contract.
         let rip = unsafe { (*ctx).rip };
-        let indirect = self.came.is_some_and(|c| c.pc == rip && c.indirect);
+        let came = self.came.filter(|c| c.pc & !LOOP == rip);
+        let indirect = came.is_some_and(|c| c.indirect);
         let purpose = if indirect {
             Purpose::Indirect
         } else {
             Purpose::Direct
         };
-        let id = self.frag_at(rip, src, purpose)?;
+        let id = self.frag_at(came.map_or(rip, |c| c.pc), src, purpose)?;
         if indirect && self.cfg.options.inline_lookup {
             self.ensure_entry(id, src);
         }
@@ -264,6 +268,9 @@ impl CodeCache {
                     .get(s.frag as usize)
                     .is_some_and(|f| !f.is_dead())
             })
+            // Where the clock is ahead, it has to be again.
+            // SAFETY: see above.
+            .filter(|s| s.owed.is_none_or(|o| unsafe { (*ctx).borrow(o) }))
             .map(|s| (s.resume, s.held));
         let Some((host, held)) = place else {
             if self.deferred {
@@ -338,14 +345,14 @@ impl CodeCache {
                 kind::LINK => {
                     let link = self.slot_owner.get(arg as usize).copied().unwrap_or(NONE);
                     if let Some(target) = self.links.target(link) {
-                        (*ctx).rip = target;
+                        (*ctx).rip = target & !LOOP;
                     }
                     Left::Link(link)
                 }
                 kind::TICK => {
                     let link = self.slot_owner.get(arg as usize).copied().unwrap_or(NONE);
                     if let Some(target) = self.links.target(link) {
-                        (*ctx).rip = target;
+                        (*ctx).rip = target & !LOOP;
                     }
                     self.ticked(ctx, src).unwrap_or(Left::Link(link))
                 }
@@ -368,6 +375,9 @@ impl CodeCache {
                     // A translation of `step` is one instruction: the guest is still there.
                     if let Some(s) = self.check_sites.get(arg as usize) {
                         (*ctx).rip = s.pc;
+                        if let Some(owed) = s.owed {
+                            Ctx::pay_back(ctx, owed);
+                        }
                     }
                     self.hide_dead_flags(&mut *ctx, src);
                     Left::Exit(Exit::Check { site: arg })
@@ -375,6 +385,11 @@ impl CodeCache {
                 _ => Left::Exit(Exit::Fault),
             }
         }
+    }
+
+    /// The mark on a link's target.
+    fn mark_of(&self, link: LinkId) -> u64 {
+        self.links.target(link).map_or(0, |t| t & LOOP)
     }
 
     fn site_exit(&self, ctx: &mut Ctx, src: &dyn CodeSource, arg: u32) -> Exit {

@@ -7,10 +7,12 @@ use crate::emit::{Cell, RCX, flagless_update_at};
 use crate::insn::decoder_options;
 use crate::liveness;
 use crate::recover;
+use crate::translate::LOOP;
 
 impl CodeCache {
-    /// Rewrites host registers interrupted in translated code to the guest's. Async-signal-safe. Call it on the thread
-    /// that was interrupted. Flags that are dead at the instruction are shown as zeros.
+    /// Rewrites host registers interrupted in translated code to the guest's, and makes the clock what it is there.
+    /// Async-signal-safe. Call it on the thread that was interrupted, which is not going on from there. Flags that are
+    /// dead at the instruction are shown as zeros.
     pub fn recover(&self, regs: &mut Recovered) -> Option<RecoveredKind> {
         if !self.contains(regs.rip) {
             return None;
@@ -29,7 +31,7 @@ impl CodeCache {
                     .map_or(self.maps.len(), |next| next.map as usize);
                 let map = self.maps.get(f.map as usize..map_end)?;
                 let in_body = (off - f.host).checked_sub(u32::from(f.body))?;
-                recover::find(map, f.pc, in_body as usize)
+                recover::find(map, f.pc & !LOOP, in_body as usize)
             });
         let Some(place) = place else {
             return Some(RecoveredKind::Stub);
@@ -58,6 +60,10 @@ impl CodeCache {
                 *g = value;
             }
         }
+        if let Some(owed) = place.owed {
+            // SAFETY: the calling thread's context; its translated code does not run now.
+            unsafe { ctx::Ctx::pay_back(ctx::ctx(), owed) };
+        }
         regs.rip = place.pc;
         let room = 4096 - (place.pc & 4095) as usize;
         // SAFETY: guest code that was translated is readable to the end of its page, and its translation is thrown away
@@ -82,7 +88,8 @@ impl CodeCache {
         let Some(rcx) = regs.gpr.get_mut(usize::from(RCX)) else {
             return false;
         };
-        // As in `request_stop`: where the next update reaches the limit, its carry would hide the request.
+        // As in `request_stop`: where the next update reaches the limit, its carry would hide the request. (One that pays
+        // back is a few ticks from it.)
         if (*rcx as i64) >= 0 || (before_lea && *rcx as i32 == -1) {
             return false;
         }
@@ -107,9 +114,10 @@ impl CodeCache {
         // SAFETY: inside the cache, which is mapped readable.
         let code = unsafe { std::slice::from_raw_parts(at as *const u8, len) };
         // Made again for this address. No allocation: this runs in signal handlers.
+        let by = code.get(self.update_len() + 3).map_or(1, |b| *b as i8);
         self.cells.clocks().any(|clk| {
             let mut bytes = [0u8; 24];
-            let n = flagless_update_at(&mut bytes, at, clk);
+            let n = flagless_update_at(&mut bytes, at, clk, by);
             bytes.get(..n) == Some(code)
         })
     }

@@ -9,6 +9,7 @@
 //! - Fields that are patched later lie in one cache line.
 //! - Nothing comes between a comparison and its jump (the cpu fuses them).
 
+mod rounds;
 mod unroll;
 
 use crate::api::{CodeSource, FetchFault, Options};
@@ -19,7 +20,7 @@ use crate::emit::{Buf, Cell, Cells, RCX};
 use crate::guard::{Checks, Guard};
 use crate::insn::{Class, InsnKind, classify};
 use crate::liveness;
-use crate::recover::MapWriter;
+use crate::recover::{MapWriter, Owed};
 use crate::stubs::Stubs;
 use iced_x86::{
     Code, ConstantOffsets, Decoder, DecoderError, Encoder, Instruction, InstructionInfoFactory,
@@ -97,7 +98,12 @@ pub(crate) enum Purpose {
     Indirect,
     /// One instruction, thrown away afterwards: no look-ups, no ends other than stubs.
     Step,
+    /// Reached by the jump back of a loop that has gone round a few times.
+    Loop,
 }
+
+/// On a link's target and a translation's pc: it is for a loop that goes round (`Purpose::Loop`).
+pub(crate) const LOOP: u64 = 1 << 63;
 
 pub(crate) struct Dec {
     pub insn: Instruction,
@@ -167,6 +173,14 @@ pub(crate) struct Translator {
     has_rorx: bool,
     /// Ticks emitted so far: they take turns on the counters.
     ticks_emitted: u32,
+    /// Where the translation begins.
+    start: u64,
+    /// The translation is a loop that can be translated for `Purpose::Loop`; see `rounds`.
+    rounds: bool,
+    /// It did not fit.
+    no_rounds: bool,
+    /// What the clock is ahead by.
+    pub(crate) owed: Option<Owed>,
 }
 
 /// The link of a tick inside an unrolled loop until it is known.
@@ -215,6 +229,10 @@ impl Translator {
             breaks: HashSet::default(),
             fires: Vec::new(),
             ticks_emitted: 0,
+            start: 0,
+            rounds: false,
+            no_rounds: false,
+            owed: None,
             has_rorx: std::arch::is_x86_feature_detected!("bmi2"),
         }
     }
@@ -229,8 +247,33 @@ impl Translator {
         ids: NextIds,
         known: &dyn Fn(u64) -> bool,
     ) -> Result<(), FetchFault> {
+        self.no_rounds = false;
+        self.made(src, pc, host, purpose, ids, known)?;
+        if purpose == Purpose::Loop && !self.emit_rounds(src) {
+            self.no_rounds = true;
+            self.made(src, pc, host, purpose, ids, known)?;
+            self.emit_all(src);
+        }
+        self.guest_insns = self.decs.len();
+        self.guest_bytes = self.decs.iter().map(|d| d.len() as u64).sum();
+        Ok(())
+    }
+
+    /// All of it but the body of a loop.
+    fn made(
+        &mut self,
+        src: &dyn CodeSource,
+        pc: u64,
+        host: u64,
+        purpose: Purpose,
+        ids: NextIds,
+        known: &dyn Fn(u64) -> bool,
+    ) -> Result<(), FetchFault> {
         self.purpose = purpose;
         self.ids = ids;
+        self.start = pc;
+        self.rounds = false;
+        self.owed = None;
         self.buf.start(host);
         self.map.bytes.clear();
         self.links.clear();
@@ -246,9 +289,9 @@ impl Translator {
             self.indirect_entry(src, pc, ids.frag);
         }
         self.body = self.buf.pos();
-        self.emit_all(src);
-        self.guest_insns = self.decs.len();
-        self.guest_bytes = self.decs.iter().map(|d| d.len() as u64).sum();
+        if purpose != Purpose::Loop {
+            self.emit_all(src);
+        }
         Ok(())
     }
 
@@ -263,6 +306,7 @@ impl Translator {
         self.decs.clear();
         let max = match self.purpose {
             Purpose::Step => 1,
+            Purpose::Loop => self.most_in_rounds(),
             _ if self.guard.is_some() => self.options.max_block_insns.clamp(1, MAX_CHECKED),
             _ => self.options.max_block_insns.clamp(1, MAX_INSNS),
         };
@@ -357,9 +401,9 @@ impl Translator {
                 Class::Jmp
                     if target >= next
                         && self.options.superblocks
-                        && self.decs.len() < max / 2
-                        && !known(target)
-                        && self.purpose != Purpose::Step =>
+                        && self.purpose != Purpose::Step
+                        && (self.purpose == Purpose::Loop
+                            || self.decs.len() < max / 2 && !known(target)) =>
                 {
                     let Ok(s) = fetch(src, target) else { break };
                     self.ranges.push((run_start, next));
@@ -646,9 +690,17 @@ impl Translator {
             self.jump_link(to);
             return None;
         }
+        // What has come round is likely to go on.
+        let to = match to == self.start && self.rounds && self.purpose != Purpose::Loop {
+            true => to | LOOP,
+            false => to,
+        };
         let link = self.links.len();
-        if self.flags_dead(src, to) {
-            let clk = self.next_clock();
+        if to & LOOP != 0 || self.flags_dead(src, to) {
+            let clk = match to & LOOP {
+                0 => self.next_clock(),
+                _ => self.loop_clock(),
+            };
             match kind {
                 // A loop: the sign jump is its edge.
                 Taken::Conditional => {
@@ -733,7 +785,7 @@ impl Translator {
     /// next tick.
     fn flagless_check(&mut self) {
         let clk = self.next_clock();
-        self.buf.flagless_update(clk);
+        self.buf.flagless_update(clk, 1);
         if self.has_rorx {
             // rorx rcx, rcx, 32
             self.buf.put(&[0xc4, 0xe3, 0xfb, 0xf0, 0xc9, 32]);
@@ -972,6 +1024,7 @@ fn fs_to_gs(bytes: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
+    use super::rounds::{FIRST_ROUNDS, ROUNDS};
     use super::unroll::COPIES;
     use super::*;
     use crate::emit::Cells;
@@ -994,32 +1047,38 @@ mod tests {
     }
 
     fn translate(code: &[u8], host: u64) -> (Translator, Vec<Instruction>) {
+        translate_for(Purpose::Direct, code, host)
+    }
+
+    fn translate_for(purpose: Purpose, code: &[u8], host: u64) -> (Translator, Vec<Instruction>) {
+        let mut t = translator();
+        let out = translate_with(&mut t, purpose, code, host);
+        (t, out)
+    }
+
+    fn translator() -> Translator {
         let stubs = Stubs {
             miss: HOST - 64,
             indirect_tick: HOST - 32,
             ..Stubs::default()
         };
-        let mut t = Translator::new(
-            Options::default(),
-            Cells::fixed(HOST - 4096),
-            stubs,
-            0x7000_0000,
-        );
+        let cells = Cells::fixed(HOST - 4096);
+        Translator::new(Options::default(), cells, stubs, 0x7000_0000)
+    }
+
+    fn translate_with(
+        t: &mut Translator,
+        purpose: Purpose,
+        code: &[u8],
+        host: u64,
+    ) -> Vec<Instruction> {
         let ids = NextIds {
             frag: 1,
             ..NextIds::default()
         };
-        t.translate(
-            &Bytes(code.to_vec()),
-            PC,
-            host,
-            Purpose::Direct,
-            ids,
-            &|_| false,
-        )
-        .expect("code");
-        let emitted = Decoder::with_ip(64, &t.buf.bytes, host, 0).iter().collect();
-        (t, emitted)
+        t.translate(&Bytes(code.to_vec()), PC, host, purpose, ids, &|_| false)
+            .expect("code");
+        Decoder::with_ip(64, &t.buf.bytes, host, 0).iter().collect()
     }
 
     fn one_line(host: u64, t: &Translator) {
@@ -1049,30 +1108,76 @@ mod tests {
         }
     }
 
+    fn add_amounts(out: &[Instruction]) -> Vec<i64> {
+        let to_counter = out
+            .iter()
+            .filter(|i| i.mnemonic() == Mnemonic::Add && i.op0_kind() == OpKind::Memory);
+        to_counter.map(|i| i.immediate(1) as i64).collect()
+    }
+
     #[test]
     fn a_loop_ticks_between_its_jump_and_its_head() {
         // sub ecx, 1; jne -5
         let (t, out) = translate(&[0x83, 0xe9, 0x01, 0x75, 0xfb], HOST);
         let m: Vec<Mnemonic> = out.iter().map(Instruction::mnemonic).collect();
         use Mnemonic::{Add, Je, Jmp, Jns, Js, Sub};
-        let mut expected = [Sub, Je, Add, Jns].repeat(COPIES - 1);
+        let mut expected = [Sub, Je, Add, Jns].repeat(FIRST_ROUNDS - 1);
         expected.extend([Sub, Je, Add, Js, Jmp]);
         assert_eq!(m, expected);
-        let mut targets = vec![PC + 5; COPIES];
+        // It goes on in the translation that counts in advance.
+        let mut targets = vec![PC + 5; FIRST_ROUNDS];
+        targets.push(PC | LOOP);
+        assert_eq!(
+            t.links.iter().map(|l| l.target).collect::<Vec<_>>(),
+            targets
+        );
+        // Every tick that finds the limit leaves for the head.
+        assert_eq!(t.ticks.len(), FIRST_ROUNDS);
+        assert!(t.ticks.iter().all(|k| k.link == FIRST_ROUNDS as u32));
+    }
+
+    #[test]
+    fn rounds_are_counted_in_advance_and_paid_back_at_the_ends() {
+        // The same, and cmp eax, eax behind it.
+        let code = [0x83, 0xe9, 0x01, 0x75, 0xfb, 0x39, 0xc0];
+        let (t, out) = translate_for(Purpose::Loop, &code, HOST);
+        let n = ROUNDS as i64;
+        // The last copy's end is what its jump falls through to.
+        let mut amounts = vec![n, -1];
+        amounts.extend((2..=n).rev().map(|k| -k));
+        amounts.push(-n);
+        assert_eq!(add_amounts(&out), amounts);
+        let count = |m| out.iter().filter(|i| i.mnemonic() == m).count();
+        assert_eq!((count(Mnemonic::Sub), count(Mnemonic::Jns)), (ROUNDS, 1));
+        let mut targets = vec![PC + 5; ROUNDS];
         targets.push(PC);
         assert_eq!(
             t.links.iter().map(|l| l.target).collect::<Vec<_>>(),
             targets
         );
-        // Every tick that finds the limit leaves for the head, and each copy has a counter of its own.
-        assert_eq!(t.ticks.len(), COPIES);
-        assert!(t.ticks.iter().all(|k| k.link == COPIES as u32));
         let counters: HashSet<u64> = out
             .iter()
-            .filter(|i| i.mnemonic() == Add)
+            .filter(|i| i.mnemonic() == Mnemonic::Add)
             .map(Instruction::ip_rel_memory_address)
             .collect();
-        assert_eq!(counters.len(), COUNTERS);
+        assert_eq!(counters.len(), 1);
+    }
+
+    #[test]
+    fn a_loop_that_looks_at_the_clock_counts_each_round() {
+        let code = [0x83, 0xe9, 0x01, 0x75, 0xfb];
+        let mut t = translator();
+        t.event_sites.insert(PC);
+        for purpose in [Purpose::Direct, Purpose::Loop] {
+            let out = translate_with(&mut t, purpose, &code, HOST);
+            let counters: HashSet<u64> = out
+                .iter()
+                .filter(|i| i.mnemonic() == Mnemonic::Add && i.op0_kind() == OpKind::Memory)
+                .map(Instruction::ip_rel_memory_address)
+                .collect();
+            assert_eq!(add_amounts(&out), [1; COPIES]);
+            assert_eq!(counters.len(), COUNTERS);
+        }
     }
 
     #[test]

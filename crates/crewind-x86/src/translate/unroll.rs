@@ -4,7 +4,8 @@
 //! Each copy counts its own tick, so that nothing else knows about copies: faults, stops and limits are met at the same
 //! places with the same clock as in a loop that is there once.
 
-use super::{Dec, LOOP_LINK, MAX_INSNS, NewTick, Purpose, Translator, condition};
+use super::rounds::{FIRST_ROUNDS, ROUNDS};
+use super::{Dec, LOOP, LOOP_LINK, MAX_INSNS, NewTick, Purpose, Translator, condition};
 use crate::api::CodeSource;
 use crate::ctx::COUNTERS;
 use crate::insn::Class;
@@ -16,14 +17,26 @@ impl Translator {
     /// Whether another copy of a loop follows that begins at `start`, of which there are `copies`, the last one just
     /// decoded.
     pub(super) fn unrolls(&mut self, src: &dyn CodeSource, start: u64, copies: usize) -> bool {
-        let max = self.options.max_block_insns.clamp(1, MAX_INSNS);
+        if !self.options.unroll || !self.options.superblocks || self.purpose == Purpose::Step {
+            return false;
+        }
         let length = self.decs.len() / copies;
-        self.options.unroll
-            && self.options.superblocks
-            && self.purpose != Purpose::Step
-            && copies < COPIES
-            && (copies + 1) * length <= max
-            && (copies > 1 || self.flags_dead(src, start))
+        if copies == 1 {
+            if !self.flags_dead(src, start) {
+                return false;
+            }
+            self.rounds = self.goes_in_rounds();
+        }
+        let max = match self.purpose {
+            Purpose::Loop => self.most_in_rounds(),
+            _ => self.options.max_block_insns.clamp(1, MAX_INSNS),
+        };
+        let most = match self.purpose {
+            Purpose::Loop if self.rounds => ROUNDS,
+            _ if self.rounds => FIRST_ROUNDS,
+            _ => COPIES,
+        };
+        copies < most && (copies + 1) * length <= max
     }
 
     /// The jump back of a loop's copy that is followed by another one: the tick, and what leaves the loop. Flags are dead at
@@ -32,7 +45,10 @@ impl Translator {
         if d.class == Class::Jcc {
             self.cond_link(condition(d) ^ 1, d.insn.next_ip());
         }
-        let clk = self.next_clock();
+        let clk = match self.rounds {
+            true => self.loop_clock(),
+            false => self.next_clock(),
+        };
         self.buf.add_one(clk);
         self.buf.put(&[0x0f, 0x89]);
         self.ticks.push(NewTick {
@@ -49,7 +65,7 @@ impl Translator {
         if self.ticks.iter().all(|t| t.link != LOOP_LINK) {
             return;
         }
-        let last = self.links.iter().rposition(|l| l.target == head);
+        let last = self.links.iter().rposition(|l| l.target & !LOOP == head);
         let link = last.unwrap_or_else(|| {
             // Never reached as code: the last copy was cut, so nothing jumps back.
             self.jump_link(head);
