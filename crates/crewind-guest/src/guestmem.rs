@@ -113,6 +113,18 @@ pub fn copy_from_guest(dst: &mut [u8], addr: u64) -> Result<(), Fault> {
     }
 }
 
+/// What lies in guest memory now, without a place in the order of what threads do: nothing that the guest can see may
+/// depend on it.
+pub fn peek_u64(addr: u64) -> Option<u64> {
+    let mut value = 0;
+    if guest_prefix(addr, 8) < 8 {
+        return None;
+    }
+    // SAFETY: as for `copy_from_guest`; `value` is ours.
+    let failed = unsafe { crewind_guest_load8(addr as *const u64, &mut value) };
+    (failed == 0).then_some(value)
+}
+
 /// A copy of guest memory.
 pub fn copy_of_guest(addr: u64, len: usize) -> Result<Vec<u8>, Fault> {
     let mut bytes: Vec<u8> = Vec::with_capacity(len);

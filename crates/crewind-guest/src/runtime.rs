@@ -188,6 +188,10 @@ impl CodeSource for Code<'_> {
         Ok(unsafe { std::slice::from_raw_parts(pc as *const u8, len) })
     }
 
+    fn peek(&self, addr: u64) -> Option<u64> {
+        crate::guestmem::peek_u64(addr)
+    }
+
     fn translated(&self, start: u64, end: u64) {
         // SAFETY: as above.
         let space = unsafe { &mut **self.0.get() };

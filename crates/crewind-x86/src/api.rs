@@ -82,6 +82,12 @@ pub trait CodeSource {
     /// Executable guest bytes from `pc` to the end of the contiguous readable and executable guest range (may be
     /// capped at 8 KiB).
     fn fetch(&self, pc: u64) -> Result<&[u8], FetchFault>;
+    /// What lies in guest memory at an address now, if that can be found out. Only a hint: translations are right whatever
+    /// it says.
+    fn peek(&self, addr: u64) -> Option<u64> {
+        let _ = addr;
+        None
+    }
     /// Called for each guest range whose bytes were read into a translation, before the code is used.
     fn translated(&self, start: u64, end: u64);
     /// Whether nobody can ever write to this guest memory: reading it needs no check of rights. Asked when code is

@@ -20,8 +20,8 @@ use crate::rights::{
 };
 use crate::stubs::{self, STUBS_SIZE, Stubs, Vectors};
 use crate::table::{TABLE_SIZE, Table};
-use crate::translate::{LOOP, MAX_CODE, NextIds, Purpose, Site, Translator};
-use std::collections::HashMap;
+use crate::translate::{Calls, LOOP, MARKS, MAX_CODE, NextIds, Purpose, Site, Translator};
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 
@@ -100,6 +100,8 @@ pub struct CodeCache {
     slack_is_set: bool,
     /// Translations of single instructions for `step_again`, by pc and variant.
     pub(crate) kept: HashMap<(u64, u8), FragId, BuildHasherDefault<PageHasher>>,
+    /// Marked pcs at which there are no loops.
+    vain: HashSet<u64, BuildHasherDefault<PageHasher>>,
 }
 
 /// Maps `size` bytes at exactly `base`.
@@ -229,6 +231,7 @@ impl CodeCache {
             step_check: None,
             slack_is_set: false,
             kept: HashMap::default(),
+            vain: HashSet::default(),
         };
         cache.tr.guard = guard(&cfg);
         let hot = (cfg.cache_base + CELLS_AT) as *mut Hot;
@@ -315,8 +318,17 @@ impl CodeCache {
         }
     }
 
+    /// A pc without a mark that there was no loop for.
+    fn translatable(&self, pc: u64) -> u64 {
+        match pc & MARKS != 0 && self.vain.contains(&pc) {
+            true => pc & !MARKS,
+            false => pc,
+        }
+    }
+
     /// Whether running from `pc` needs something translated first.
     pub(crate) fn lacks(&self, pc: u64, indirect: bool) -> bool {
+        let pc = self.translatable(pc);
         match self.by_pc.get(pc, &self.frags) {
             None => true,
             Some(id) => {
@@ -336,23 +348,31 @@ impl CodeCache {
         })
     }
 
-    /// The translation of `pc`, which may have the mark `LOOP`, made if there is none.
+    /// The translation of `pc`, which may have one of the `MARKS`, made if there is none. A mark is left out where it turns
+    /// out that there is no such loop.
     pub(crate) fn frag_at(
         &mut self,
         pc: u64,
         src: &dyn CodeSource,
         purpose: Purpose,
     ) -> Result<FragId, FetchFault> {
+        let pc = self.translatable(pc);
         if let Some(id) = self.by_pc.get(pc, &self.frags) {
             return Ok(id);
         }
         self.make_room();
-        let purpose = match (pc & LOOP, self.cfg.options.inline_lookup) {
+        let made_for = match (pc & MARKS, self.cfg.options.inline_lookup) {
             (0, true) => purpose,
             (0, false) => Purpose::Direct,
-            _ => Purpose::Loop,
+            (LOOP, _) => Purpose::Loop(Calls::End),
+            _ => Purpose::Loop(Calls::Followed),
         };
-        self.translate(pc & !LOOP, src, purpose)?;
+        self.translate(pc & !MARKS, src, made_for)?;
+        if self.tr.in_vain() {
+            self.vain.insert(pc);
+            return self.frag_at(pc & !MARKS, src, purpose);
+        }
+        let purpose = made_for;
         for (start, end) in &self.tr.ranges {
             src.translated(*start, *end);
         }
@@ -472,7 +492,7 @@ impl CodeCache {
             } else if l.target == pc {
                 Some(id)
             } else {
-                self.by_pc.get(l.target, &self.frags)
+                self.by_pc.get(self.translatable(l.target), &self.frags)
             };
             let link = self.links.push(l.target, host + l.field);
             match known {
@@ -669,6 +689,7 @@ impl CodeCache {
             return false;
         }
         self.kept.clear();
+        self.vain.clear();
         let (first, last) = (start >> 12, (end - 1) >> 12);
         let mut pages: Vec<u64> = if last - first < self.by_page.len() as u64 {
             (first..=last).collect()
@@ -722,6 +743,7 @@ impl CodeCache {
         self.by_pc.clear();
         self.by_page.clear();
         self.kept.clear();
+        self.vain.clear();
         self.maps.clear();
         self.links.clear();
         self.sites.clear();

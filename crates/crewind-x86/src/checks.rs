@@ -272,7 +272,10 @@ impl Plan {
         // Back to where flags are dead, over nothing that could leave.
         if !self.flags_dead(n) {
             for p in (n.saturating_sub(MOVE)..n).rev() {
-                if decs.get(p).is_none_or(|d| d.class != Class::Plain)
+                // (A call in between is followed.)
+                if decs
+                    .get(p)
+                    .is_none_or(|d| !matches!(d.class, Class::Plain | Class::Call))
                     || self.operand(p, key, from).is_none()
                 {
                     break;
@@ -412,7 +415,7 @@ fn gpr64(r: Register) -> Option<usize> {
 fn moved(i: &Instruction) -> Option<(usize, usize, i64)> {
     let first = || (i.op_count() > 0 && i.op0_kind() == OpKind::Register).then(|| i.op0_register());
     match i.mnemonic() {
-        Mnemonic::Push | Mnemonic::Pushfq | Mnemonic::Pushf | Mnemonic::Call => {
+        Mnemonic::Push | Mnemonic::Pushfq | Mnemonic::Pushf | Mnemonic::Call | Mnemonic::Ret => {
             Some((RSP, RSP, i64::from(i.stack_pointer_increment())))
         }
         Mnemonic::Pop | Mnemonic::Popfq | Mnemonic::Popf => {

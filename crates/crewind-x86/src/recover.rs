@@ -5,15 +5,15 @@
 //! lies in scratch slot 0 while the pc is behind the first emitted instruction. Guest length 0: form 0, a byte with the
 //! length of padding; form 1, eight bytes with the guest pc that follows (a jump was followed); form 2, a byte with the
 //! length of code that belongs to the next instruction, and one with the register that lies in the cell `borrowed`
-//! meanwhile; form 3, a byte with what the clock is ahead by from here on (`Owed`). Form 3 of an instruction is form 1 with
-//! a byte more, the register that lies in `borrowed` all the time.
+//! meanwhile; form 3, two bytes with what the clock is ahead by from here on (`Owed`). Form 3 of an instruction is form 1 with
+//! a byte more, the register that lies in `borrowed` all the time; form 4 is form 2 with that byte.
 
 /// Ticks that a counter of the clock has counted in advance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Owed {
     /// Which counter.
     pub counter: u8,
-    /// At most 15.
+    /// How many.
     pub ticks: u8,
 }
 
@@ -31,20 +31,18 @@ impl MapWriter {
         spilled: Option<u8>,
         borrowed: Option<u8>,
     ) {
-        debug_assert!(spilled.is_none() || borrowed.is_none());
         debug_assert!(
             (1..16).contains(&guest) && host < 256,
             "guest {guest} host {host}"
         );
         let g = guest.clamp(1, 15) as u8;
-        match spilled {
-            None if borrowed.is_some() => {
-                self.bytes
-                    .extend_from_slice(&[g | 0x30, host as u8, borrowed.unwrap_or(0)]);
-            }
-            Some(r) => self.bytes.extend_from_slice(&[g | 0x20, host as u8, r]),
-            None if guest == host => self.bytes.push(g),
-            None => self.bytes.extend_from_slice(&[g | 0x10, host as u8]),
+        let h = host as u8;
+        match (spilled, borrowed) {
+            (Some(s), Some(b)) => self.bytes.extend_from_slice(&[g | 0x40, h, s, b]),
+            (None, Some(b)) => self.bytes.extend_from_slice(&[g | 0x30, h, b]),
+            (Some(s), None) => self.bytes.extend_from_slice(&[g | 0x20, h, s]),
+            (None, None) if guest == host => self.bytes.push(g),
+            (None, None) => self.bytes.extend_from_slice(&[g | 0x10, h]),
         }
     }
 
@@ -67,9 +65,8 @@ impl MapWriter {
 
     /// What the clock is ahead by from here on.
     pub(crate) fn owed(&mut self, owed: Owed) {
-        debug_assert!(owed.counter < 16 && owed.ticks < 16);
         self.bytes
-            .extend_from_slice(&[0x30, owed.counter << 4 | owed.ticks]);
+            .extend_from_slice(&[0x30, owed.counter, owed.ticks]);
     }
 
     pub(crate) fn jump(&mut self, pc: u64) {
@@ -126,25 +123,29 @@ fn next(it: &mut impl Iterator<Item = u8>) -> Option<Entry> {
                 host: usize::from(it.next()?),
                 borrowed: Some(it.next()?),
             },
-            _ => {
-                let b = it.next()?;
-                Entry::Owed(Owed {
-                    counter: b >> 4,
-                    ticks: b & 15,
-                })
-            }
+            _ => Entry::Owed(Owed {
+                counter: it.next()?,
+                ticks: it.next()?,
+            }),
         });
     }
     let host = match b >> 4 {
         0 => guest as usize,
         _ => usize::from(it.next()?),
     };
-    let register = if b >> 4 >= 2 { Some(it.next()?) } else { None };
+    let spilled = match b >> 4 {
+        2 | 4 => Some(it.next()?),
+        _ => None,
+    };
+    let borrowed = match b >> 4 {
+        3 | 4 => Some(it.next()?),
+        _ => None,
+    };
     Some(Entry::Insn {
         guest,
         host,
-        spilled: register.filter(|_| b >> 4 == 2),
-        borrowed: register.filter(|_| b >> 4 == 3),
+        spilled,
+        borrowed,
     })
 }
 
@@ -323,11 +324,15 @@ mod tests {
         w.check(300, 3);
         w.insn(4, 4, None, Some(3));
         w.insn(2, 2, None, None);
+        w.insn(1, 20, Some(1), Some(3));
         let at = |o| find(&w.bytes, 0x1000, o).map(|p| (p.pc, p.borrowed));
         assert_eq!(at(6), Some((0x1000, None)));
         assert_eq!(at(7), Some((0x1000, Some(3))));
         assert_eq!(at(306), Some((0x1000, Some(3))));
         assert_eq!(at(310), Some((0x1000, Some(3))));
         assert_eq!(at(311), Some((0x1004, None)));
+        assert_eq!(at(313), Some((0x1006, Some(3))));
+        let both = find(&w.bytes, 0x1000, 314).map(|p| (p.spilled, p.borrowed));
+        assert_eq!(both, Some((Some(1), Some(3))));
     }
 }

@@ -7,7 +7,7 @@ use crate::guard::STEP_CHECK;
 use crate::index::{FragId, LinkId, NONE};
 use crate::insn::InsnExit;
 use crate::stubs::{ENTER_SCRATCH, kind};
-use crate::translate::{LOOP, Purpose, SiteKind};
+use crate::translate::{MARKS, Purpose, SiteKind};
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering, compiler_fence};
 
 /// How translated code was left, for the dispatcher.
@@ -36,10 +36,10 @@ impl CodeCache {
         unsafe { resume_request(ctx) };
         // SAFETY: see above.
         let start = unsafe { (*ctx).rip };
-        let came = self.came.take().filter(|c| c.pc & !LOOP == start);
+        let came = self.came.take().filter(|c| c.pc & !MARKS == start);
         let mut from: Option<(LinkId, u64)> = came.and_then(|c| c.from);
         let mut indirect = came.is_some_and(|c| c.indirect);
-        let mut mark = came.map_or(0, |c| c.pc & LOOP);
+        let mut mark = came.map_or(0, |c| c.pc & MARKS);
         // SAFETY: see above.
         match unsafe { self.passed(ctx, src) } {
             Some(Left::Exit(Exit::Stepped)) | None => {}
@@ -104,7 +104,7 @@ impl CodeCache {
     ) -> Result<(), FetchFault> {
         // SAFETY: valid by contract.
         let rip = unsafe { (*ctx).rip };
-        let came = self.came.filter(|c| c.pc & !LOOP == rip);
+        let came = self.came.filter(|c| c.pc & !MARKS == rip);
         let indirect = came.is_some_and(|c| c.indirect);
         let purpose = if indirect {
             Purpose::Indirect
@@ -345,14 +345,14 @@ impl CodeCache {
                 kind::LINK => {
                     let link = self.slot_owner.get(arg as usize).copied().unwrap_or(NONE);
                     if let Some(target) = self.links.target(link) {
-                        (*ctx).rip = target & !LOOP;
+                        (*ctx).rip = target & !MARKS;
                     }
                     Left::Link(link)
                 }
                 kind::TICK => {
                     let link = self.slot_owner.get(arg as usize).copied().unwrap_or(NONE);
                     if let Some(target) = self.links.target(link) {
-                        (*ctx).rip = target & !LOOP;
+                        (*ctx).rip = target & !MARKS;
                     }
                     self.ticked(ctx, src).unwrap_or(Left::Link(link))
                 }
@@ -389,7 +389,7 @@ impl CodeCache {
 
     /// The mark on a link's target.
     fn mark_of(&self, link: LinkId) -> u64 {
-        self.links.target(link).map_or(0, |t| t & LOOP)
+        self.links.target(link).map_or(0, |t| t & MARKS)
     }
 
     fn site_exit(&self, ctx: &mut Ctx, src: &dyn CodeSource, arg: u32) -> Exit {

@@ -7,7 +7,7 @@ use crate::emit::{Cell, RCX, flagless_update_at};
 use crate::insn::decoder_options;
 use crate::liveness;
 use crate::recover;
-use crate::translate::LOOP;
+use crate::translate::MARKS;
 
 impl CodeCache {
     /// Rewrites host registers interrupted in translated code to the guest's, and makes the clock what it is there.
@@ -31,7 +31,7 @@ impl CodeCache {
                     .map_or(self.maps.len(), |next| next.map as usize);
                 let map = self.maps.get(f.map as usize..map_end)?;
                 let in_body = (off - f.host).checked_sub(u32::from(f.body))?;
-                recover::find(map, f.pc & !LOOP, in_body as usize)
+                recover::find(map, f.pc & !MARKS, in_body as usize)
             });
         let Some(place) = place else {
             return Some(RecoveredKind::Stub);

@@ -15,7 +15,7 @@ use crate::insn::decoder_options;
 use crate::liveness;
 use crate::recover;
 use crate::rights::NO_REG;
-use crate::translate::{Dec, LOOP, Purpose, Site, SiteKind, Translator};
+use crate::translate::{Dec, MARKS, Purpose, Site, SiteKind, Translator};
 
 const RDX: u8 = 2;
 
@@ -175,7 +175,7 @@ impl CodeCache {
                     && self
                         .maps
                         .get(f.map as usize..end)
-                        .is_some_and(|map| recover::holds(map, f.pc & !LOOP, pc))
+                        .is_some_and(|map| recover::holds(map, f.pc & !MARKS, pc))
             });
             if holds {
                 self.kill(id);

@@ -43,6 +43,8 @@ enum Taken {
     Always,
     /// Behind a condition: mostly a loop.
     Conditional,
+    /// By a call.
+    Call,
 }
 
 /// A jump to a stub for a tick at the limit.
@@ -98,12 +100,25 @@ pub(crate) enum Purpose {
     Indirect,
     /// One instruction, thrown away afterwards: no look-ups, no ends other than stubs.
     Step,
-    /// Reached by the jump back of a loop that has gone round a few times.
-    Loop,
+    /// Reached by the jump back of a loop.
+    Loop(Calls),
 }
 
-/// On a link's target and a translation's pc: it is for a loop that goes round (`Purpose::Loop`).
+/// What becomes of calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Calls {
+    /// They end the translation.
+    End,
+    /// It goes on in what is called, and behind the call when that returns.
+    Followed,
+}
+
+/// On a link's target and a translation's pc: it is for a loop that has gone round a few times (`Calls::End`).
 pub(crate) const LOOP: u64 = 1 << 63;
+/// The same: it is for a loop with calls, if there is one (`Calls::Followed`).
+pub(crate) const LOOP_WITH_CALLS: u64 = 1 << 62;
+/// Both.
+pub(crate) const MARKS: u64 = LOOP | LOOP_WITH_CALLS;
 
 pub(crate) struct Dec {
     pub insn: Instruction,
@@ -177,8 +192,10 @@ pub(crate) struct Translator {
     start: u64,
     /// The translation is a loop that can be translated for `Purpose::Loop`; see `rounds`.
     rounds: bool,
-    /// It did not fit.
-    no_rounds: bool,
+    /// The last translation was to be a loop, and there is none or it does not fit.
+    vain: bool,
+    /// Where the calls that were followed return to.
+    returns: Vec<u64>,
     /// What the clock is ahead by.
     pub(crate) owed: Option<Owed>,
 }
@@ -231,7 +248,8 @@ impl Translator {
             ticks_emitted: 0,
             start: 0,
             rounds: false,
-            no_rounds: false,
+            vain: false,
+            returns: Vec::new(),
             owed: None,
             has_rorx: std::arch::is_x86_feature_detected!("bmi2"),
         }
@@ -247,32 +265,11 @@ impl Translator {
         ids: NextIds,
         known: &dyn Fn(u64) -> bool,
     ) -> Result<(), FetchFault> {
-        self.no_rounds = false;
-        self.made(src, pc, host, purpose, ids, known)?;
-        if purpose == Purpose::Loop && !self.emit_rounds(src) {
-            self.no_rounds = true;
-            self.made(src, pc, host, purpose, ids, known)?;
-            self.emit_all(src);
-        }
-        self.guest_insns = self.decs.len();
-        self.guest_bytes = self.decs.iter().map(|d| d.len() as u64).sum();
-        Ok(())
-    }
-
-    /// All of it but the body of a loop.
-    fn made(
-        &mut self,
-        src: &dyn CodeSource,
-        pc: u64,
-        host: u64,
-        purpose: Purpose,
-        ids: NextIds,
-        known: &dyn Fn(u64) -> bool,
-    ) -> Result<(), FetchFault> {
         self.purpose = purpose;
         self.ids = ids;
         self.start = pc;
         self.rounds = false;
+        self.vain = false;
         self.owed = None;
         self.buf.start(host);
         self.map.bytes.clear();
@@ -284,15 +281,36 @@ impl Translator {
         self.body = 0;
         self.chain_field = 0;
         self.decode(src, pc, known)?;
+        if self.is_loop() && !self.rounds {
+            self.vain = true;
+            return Ok(());
+        }
         self.plan_checks(src);
         if purpose == Purpose::Indirect {
             self.indirect_entry(src, pc, ids.frag);
         }
         self.body = self.buf.pos();
-        if purpose != Purpose::Loop {
+        if self.is_loop() {
+            self.vain = !self.emit_rounds(src);
+        } else {
             self.emit_all(src);
         }
+        self.guest_insns = self.decs.len();
+        self.guest_bytes = self.decs.iter().map(|d| d.len() as u64).sum();
         Ok(())
+    }
+
+    /// Whether there turned out to be no loop that can be translated as one: nothing was made.
+    pub(crate) fn in_vain(&self) -> bool {
+        self.vain
+    }
+
+    fn is_loop(&self) -> bool {
+        matches!(self.purpose, Purpose::Loop(_))
+    }
+
+    fn follows_calls(&self) -> bool {
+        self.purpose == Purpose::Loop(Calls::Followed)
     }
 
     // Decoding.
@@ -304,9 +322,10 @@ impl Translator {
         known: &dyn Fn(u64) -> bool,
     ) -> Result<(), FetchFault> {
         self.decs.clear();
+        self.returns.clear();
         let max = match self.purpose {
             Purpose::Step => 1,
-            Purpose::Loop => self.most_in_rounds(),
+            Purpose::Loop(_) => self.most_in_rounds(),
             _ if self.guard.is_some() => self.options.max_block_insns.clamp(1, MAX_CHECKED),
             _ => self.options.max_block_insns.clamp(1, MAX_INSNS),
         };
@@ -402,8 +421,7 @@ impl Translator {
                     if target >= next
                         && self.options.superblocks
                         && self.purpose != Purpose::Step
-                        && (self.purpose == Purpose::Loop
-                            || self.decs.len() < max / 2 && !known(target)) =>
+                        && (self.is_loop() || self.decs.len() < max / 2 && !known(target)) =>
                 {
                     let Ok(s) = fetch(src, target) else { break };
                     self.ranges.push((run_start, next));
@@ -413,7 +431,17 @@ impl Translator {
                     self.fallthrough = Some(target);
                     continue;
                 }
-                _ => break,
+                _ => {
+                    let Some(to) = self.followed(src, &insn, class) else {
+                        break;
+                    };
+                    let Ok(s) = fetch(src, to) else { break };
+                    self.ranges.push((run_start, next));
+                    (slice, pc, origin, run_start) = (s, to, to, to);
+                    dec = Decoder::with_ip(64, slice, pc, self.decoder_options);
+                    self.fallthrough = Some(to);
+                    continue;
+                }
             }
             if self.purpose == Purpose::Step {
                 self.fallthrough = Some(pc);
@@ -503,7 +531,7 @@ impl Translator {
             }
             Class::Call => {
                 let spilled = self.push_return(d.insn.next_ip());
-                self.taken(src, d.pc(), d.insn.near_branch_target(), Taken::Always);
+                self.taken(src, d.pc(), d.insn.near_branch_target(), Taken::Call);
                 spilled
             }
             Class::JmpIndirect | Class::CallIndirect => {
@@ -690,17 +718,23 @@ impl Translator {
             self.jump_link(to);
             return None;
         }
-        // What has come round is likely to go on.
-        let to = match to == self.start && self.rounds && self.purpose != Purpose::Loop {
-            true => to | LOOP,
-            false => to,
-        };
         let link = self.links.len();
-        if to & LOOP != 0 || self.flags_dead(src, to) {
-            let clk = match to & LOOP {
-                0 => self.next_clock(),
-                _ => self.loop_clock(),
-            };
+        let dead = self.flags_dead(src, to);
+        // What has come round is likely to go on.
+        let to = match kind {
+            Taken::Call => to,
+            _ if to == self.start && self.rounds => to | LOOP,
+            _ if dead
+                && to != self.start
+                && self.options.unroll
+                && self.purpose != Purpose::Step =>
+            {
+                to | LOOP_WITH_CALLS
+            }
+            _ => to,
+        };
+        if dead {
+            let clk = self.next_clock();
             match kind {
                 // A loop: the sign jump is its edge.
                 Taken::Conditional => {
@@ -719,7 +753,7 @@ impl Translator {
                     self.tick_stub(link);
                 }
                 // Code that runs for the first time mispredicts conditional jumps that are taken, others hardly.
-                Taken::Always => {
+                Taken::Always | Taken::Call => {
                     self.buf
                         .align_field(Buf::add_one_len(self.cells.clk) + 6 + 1);
                     self.buf.add_one(clk);
@@ -1140,7 +1174,7 @@ mod tests {
     fn rounds_are_counted_in_advance_and_paid_back_at_the_ends() {
         // The same, and cmp eax, eax behind it.
         let code = [0x83, 0xe9, 0x01, 0x75, 0xfb, 0x39, 0xc0];
-        let (t, out) = translate_for(Purpose::Loop, &code, HOST);
+        let (t, out) = translate_for(Purpose::Loop(Calls::End), &code, HOST);
         let n = ROUNDS as i64;
         // The last copy's end is what its jump falls through to.
         let mut amounts = vec![n, -1];
@@ -1168,16 +1202,16 @@ mod tests {
         let code = [0x83, 0xe9, 0x01, 0x75, 0xfb];
         let mut t = translator();
         t.event_sites.insert(PC);
-        for purpose in [Purpose::Direct, Purpose::Loop] {
-            let out = translate_with(&mut t, purpose, &code, HOST);
-            let counters: HashSet<u64> = out
-                .iter()
-                .filter(|i| i.mnemonic() == Mnemonic::Add && i.op0_kind() == OpKind::Memory)
-                .map(Instruction::ip_rel_memory_address)
-                .collect();
-            assert_eq!(add_amounts(&out), [1; COPIES]);
-            assert_eq!(counters.len(), COUNTERS);
-        }
+        let out = translate_with(&mut t, Purpose::Direct, &code, HOST);
+        let counters: HashSet<u64> = out
+            .iter()
+            .filter(|i| i.mnemonic() == Mnemonic::Add && i.op0_kind() == OpKind::Memory)
+            .map(Instruction::ip_rel_memory_address)
+            .collect();
+        assert_eq!(add_amounts(&out), [1; COPIES]);
+        assert_eq!(counters.len(), COUNTERS);
+        translate_with(&mut t, Purpose::Loop(Calls::End), &code, HOST);
+        assert!(t.in_vain());
     }
 
     #[test]

@@ -251,3 +251,111 @@ fn limits_in_loops_are_met_exactly() {
         }
     }
 }
+
+/// The same in loops with calls: directly, backwards and forwards, within each other, and by way of a jump that memory tells.
+#[test]
+fn limits_in_loops_with_calls_are_met_exactly() {
+    use iced_x86::code_asm::*;
+    const ROUNDS: i32 = 60;
+    let program = || {
+        let mut a = CodeAssembler::new(64)?;
+        let (mut main, mut head, mut inner, mut outer, mut plt, mut late, mut even) = (
+            a.create_label(),
+            a.create_label(),
+            a.create_label(),
+            a.create_label(),
+            a.create_label(),
+            a.create_label(),
+            a.create_label(),
+        );
+        a.jmp(main)?;
+        a.set_label(&mut inner)?;
+        a.add(rax, qword_ptr(r15 + 8))?;
+        a.ret()?;
+        a.set_label(&mut outer)?;
+        a.push(rbx)?;
+        a.call(inner)?;
+        a.pop(rbx)?;
+        a.ret()?;
+        a.set_label(&mut plt)?;
+        a.jmp(qword_ptr(DATA))?;
+        a.set_label(&mut main)?;
+        a.mov(ecx, ROUNDS)?;
+        a.set_label(&mut head)?;
+        a.add(qword_ptr(r15 + 8), 3)?;
+        a.call(outer)?;
+        // Now and then the jump of the PLT goes elsewhere, and a round takes another way.
+        a.lea(rdx, ptr(late))?;
+        a.lea(rsi, ptr(inner))?;
+        a.test(ecx, 7)?;
+        a.cmove(rdx, rsi)?;
+        a.mov(qword_ptr(r15), rdx)?;
+        a.call(plt)?;
+        a.test(ecx, 15)?;
+        a.je(even)?;
+        a.call(late)?;
+        a.sub(ecx, 1)?;
+        a.jne(head)?;
+        a.syscall()?;
+        a.set_label(&mut even)?;
+        a.xor(rax, rcx)?;
+        a.sub(ecx, 1)?;
+        a.jne(head)?;
+        a.syscall()?;
+        a.set_label(&mut late)?;
+        a.lea(rax, ptr(rax + rax * 2))?;
+        a.ret()?;
+        a.assemble(CODE)
+    };
+    let mut code = program().expect("a program");
+    // The assembler has no rip-relative operand for a number: jmp [disp32] is as good natively, but not followed.
+    let at = code
+        .windows(3)
+        .position(|w| w == [0xff, 0x24, 0x25])
+        .expect("the jump of the PLT");
+    let rel = DATA.wrapping_sub(CODE + at as u64 + 6) as i32;
+    code.splice(
+        at..at + 7,
+        [&[0xff, 0x25][..], &rel.to_le_bytes(), &[0x90]].concat(),
+    );
+    let mut expected: Option<Vec<(u64, [u64; 16])>> = None;
+    for (o, guarded) in all_options()
+        .into_iter()
+        .flat_map(|o| [(o, false), (o, true)])
+    {
+        let mut g = if guarded {
+            Guest::guarded(o)
+        } else {
+            Guest::new(o)
+        };
+        g.code.write(CODE, &code);
+        let begin = |g: &mut Guest| {
+            g.data.bytes()[..64].fill(0);
+            let c = g.start();
+            c.gpr[15] = DATA;
+            c
+        };
+        // With each limit from the start, once the loop is translated.
+        let c = begin(&mut g);
+        assert!(matches!(g.run(), Exit::Syscall { .. }), "{o:?}");
+        let all = c.clock();
+        let mut seen = Vec::new();
+        let limits: Vec<u64> = match o.max_block_insns {
+            64 => (1..=all).collect(),
+            _ => (1..=all).step_by(17).collect(),
+        };
+        for limit in limits {
+            let c = begin(&mut g);
+            c.set_limit(limit);
+            assert_eq!(g.run(), Exit::Tick, "{o:?}");
+            assert_eq!(c.clock(), limit, "{o:?}");
+            seen.push((c.rip, c.gpr));
+        }
+        if o.max_block_insns == 64 {
+            match &expected {
+                None => expected = Some(seen),
+                Some(e) => assert!(*e == seen, "{o:?}"),
+            }
+        }
+    }
+}

@@ -1,41 +1,61 @@
 //! Loops that go round often, counted in advance.
 //!
-//! A short loop's tick is a load, a store and a jump, which is as much as some loops do else. So when a loop has come round
-//! a few times, it goes on in a translation of its own with several copies of its body (`Purpose::Loop`), at whose head the
-//! ticks of all copies are counted at once. Nobody sees that: where a copy is left, what was counted too much is paid back
-//! first. The loop's ends do it in code, checks of rights and faults have it noted with their places (`Owed`).
+//! A short loop's tick is a load, a store and a jump, which is as much as some loops do else. So a loop goes on in a
+//! translation of its own with several copies of its body (`Purpose::Loop`), at whose head the ticks of all copies are
+//! counted at once. Nobody sees that: where a copy is left, what was counted too much is paid back first. The loop's ends do
+//! it in code, checks of rights and faults have it noted with their places (`Owed`).
 //!
 //! Limits stay exact: when the count in advance reaches the limit, or somebody wants the thread out, it is taken back, and
-//! the loop goes on in its other translation, which counts each round. That is also how loops begin, so one that goes round
-//! only a few times costs no more than before.
+//! the thread leaves as at any tick: the head is only reached by transfers that tick. Near the limit the loop goes on in the
+//! translations that count each round. A loop without calls begins in these, so one that goes round only a few times costs
+//! no more than before.
+//!
+//! A loop with calls is one translation too, if what it calls returns without going back: `call` and `ret` are a push and a
+//! pop with a comparison then, and so is the jump of a PLT. What is expected of them is what they would have done when
+//! the loop was translated; when they do something else, they leave it.
 //!
 //! If there is a register that the loop does not use, checks have it all the time, and it is loaded again where the loop is left.
 
-use super::unroll::COPIES;
-use super::{Class, Dec, MAX_CHECKED, MAX_CODE, MAX_INSN, Translator, condition};
+use super::{Calls, Class, Dec, MAX_CHECKED, MAX_CODE, MAX_INSN, Purpose, Translator, condition};
+use super::{fits_push, unroll::COPIES};
 use crate::api::CodeSource;
 use crate::ctx::COUNTERS;
 use crate::emit::{Cell, RCX};
 use crate::recover::Owed;
 use crate::rights::Special;
+use iced_x86::{Code, Instruction, OpKind, Register};
 
 /// How often the body is there at most: more makes nothing faster, and code longer.
 pub(super) const ROUNDS: usize = 8;
-/// How often it is there in the translation that the loop begins in.
+/// How often it is there in the translation that a loop without calls begins in.
 pub(super) const FIRST_ROUNDS: usize = 2;
-/// With fewer copies little is gained.
+const _: () = assert!(FIRST_ROUNDS <= COPIES);
+/// With fewer copies little is gained if there are no calls.
 const LEAST_ROUNDS: usize = 4;
-const _: () = assert!(FIRST_ROUNDS <= COPIES && ROUNDS < 16);
+/// Most conditional jumps out of a loop with calls: which way such loops go is not known when they are translated, and
+/// those that go another way are slower than before.
+const MOST_WAYS_OUT: usize = 6;
+/// Calls within calls that are followed.
+const DEPTH: usize = 4;
+/// Most ticks of all copies.
+const MOST_TICKS: usize = 100;
 
 /// Most bytes of the code for one end of the loop.
-const END: usize = 64;
+const END: usize = 96;
 
-/// A jump out of the loop.
+/// A way out of the loop.
 struct End {
     /// Its rel32 field; None: the code falls through to it.
     field: Option<usize>,
-    target: u64,
+    target: Target,
     owed: Owed,
+}
+
+/// Where it leads.
+enum Target {
+    Pc(u64),
+    /// Where rcx says, which is less by this much; the guest's rcx is in the scratch slot.
+    Indirect(u64),
 }
 
 impl Translator {
@@ -44,55 +64,107 @@ impl Translator {
         (2 * self.options.max_block_insns).clamp(1, MAX_CHECKED)
     }
 
+    /// Most copies.
+    pub(super) fn copies_in_rounds(&self) -> usize {
+        match self.rounds {
+            false => 1,
+            true if self.follows_calls() => LEAST_ROUNDS,
+            true => ROUNDS,
+        }
+    }
+
     /// Whether the loop that was decoded once can be counted in advance: nothing in it looks at the clock.
     pub(super) fn goes_in_rounds(&self) -> bool {
+        let follows = self.follows_calls();
         let plain = |d: &Dec| {
-            matches!(d.class, Class::Plain | Class::Jcc | Class::Jmp)
-                && !self.is_event_site(d.pc())
-                && !self.is_break(d.pc())
+            let fits = match d.class {
+                Class::Plain | Class::Jcc | Class::Jmp => true,
+                Class::Call => follows && fits_push(d.insn.next_ip()),
+                Class::JmpIndirect | Class::Ret => follows,
+                _ => false,
+            };
+            fits && !self.is_event_site(d.pc()) && !self.is_break(d.pc())
         };
+        let count = |class| self.decs.iter().filter(|d| d.class == class).count();
         let body = self.decs.len();
-        !self.no_rounds
-            && FIRST_ROUNDS * body <= self.options.max_block_insns
-            && LEAST_ROUNDS * body <= self.most_in_rounds()
-            && self.decs.iter().all(plain)
+        let suits = match follows {
+            true => {
+                count(Class::Call) > 0
+                    && count(Class::Jcc) <= MOST_WAYS_OUT
+                    && self.returns.is_empty()
+            }
+            false => {
+                FIRST_ROUNDS * body <= self.options.max_block_insns
+                    && LEAST_ROUNDS * body <= self.most_in_rounds()
+            }
+        };
+        suits && self.decs.iter().all(plain)
     }
 
-    /// The counter of all ticks of a loop, in both of its translations: so it soon uses up its share where that is too small
-    /// to count in advance, and gets a new one.
-    fn loop_counter(&self) -> u8 {
-        (self.start >> 3) as u8 % COUNTERS as u8
+    /// Where a call, return or jump in a loop leads, as far as can be told. None: the translation ends here.
+    pub(super) fn followed(
+        &mut self,
+        src: &dyn CodeSource,
+        insn: &Instruction,
+        class: Class,
+    ) -> Option<u64> {
+        if !self.follows_calls() {
+            return None;
+        }
+        let to = match class {
+            Class::Call if self.returns.len() < DEPTH => {
+                self.returns.push(insn.next_ip());
+                insn.near_branch_target()
+            }
+            Class::Ret if insn.code() == Code::Retnq => self.returns.pop()?,
+            Class::JmpIndirect
+                if insn.is_ip_rel_memory_operand()
+                    && insn.op0_kind() == OpKind::Memory
+                    && insn.segment_prefix() == Register::None
+                    && insn.memory_base() == Register::RIP =>
+            {
+                src.peek(insn.ip_rel_memory_address())?
+            }
+            _ => return None,
+        };
+        // In reach of the comparison's immediate.
+        (to < 1 << 31 && to != self.start).then_some(to)
     }
 
-    pub(super) fn loop_clock(&self) -> Cell {
-        self.cells.clk.plus(8 * u32::from(self.loop_counter()))
+    /// The ticks of an instruction whose transfer stays in the loop.
+    fn ticks_of(&self, d: &Dec) -> usize {
+        let backwards = d.insn.near_branch_target() <= d.pc();
+        match d.class {
+            Class::JmpIndirect | Class::Ret => 1,
+            Class::Call => usize::from(backwards),
+            Class::Jcc | Class::Jmp => usize::from(self.is_back(d)),
+            _ => 0,
+        }
     }
 
-    /// Emits the copies of a loop. False: it is none, or does not fit; then what was emitted is worth nothing.
+    /// Whether it is the jump back, which ends each copy.
+    fn is_back(&self, d: &Dec) -> bool {
+        matches!(d.class, Class::Jcc | Class::Jmp) && d.insn.near_branch_target() == self.start
+    }
+
+    /// Emits the copies of a loop. False: it does not fit; then what was emitted is worth nothing.
     pub(super) fn emit_rounds(&mut self, src: &dyn CodeSource) -> bool {
         let decs = std::mem::take(&mut self.decs);
-        let emitted = self.rounds && self.rounds_of(src, &decs);
+        let emitted = self.rounds_of(src, &decs);
         self.decs = decs;
         emitted
     }
 
     fn rounds_of(&mut self, src: &dyn CodeSource, decs: &[Dec]) -> bool {
-        // The jump back ends each copy.
-        let goes_back = |d: &Dec| {
-            matches!(d.class, Class::Jcc | Class::Jmp) && d.insn.near_branch_target() == self.start
-        };
-        let Some(body) = decs.iter().position(goes_back).map(|n| n + 1) else {
+        let Some(body) = decs.iter().position(|d| self.is_back(d)).map(|n| n + 1) else {
             return false;
         };
-        let copies = decs.len() / body;
-        if copies < 2 || decs.len() % body != 0 {
+        let ticks: usize = decs.iter().map(|d| self.ticks_of(d)).sum();
+        if !decs.len().is_multiple_of(body) || ticks > MOST_TICKS {
             return false;
         }
-        let Ok(all) = i8::try_from(copies) else {
-            return false;
-        };
-        let counter = self.loop_counter();
-        let clk = self.loop_clock();
+        let counter = (self.ticks_emitted % COUNTERS as u32) as u8;
+        let clk = self.next_clock();
         self.lend(decs.get(..body).unwrap_or(decs));
         let pad = self.buf.align_loop();
         self.note_code(pad);
@@ -101,24 +173,27 @@ impl Translator {
             self.buf.compare_zero(calm);
             self.buf.jump_ahead(EQUAL)
         });
-        self.buf.add(clk, all);
+        self.buf.add(clk, ticks as i8);
         let slow = self.buf.jump_ahead(NOT_NEGATIVE);
         self.note_code(self.buf.pos() - head);
+        let mut owed = Owed {
+            counter,
+            ticks: ticks as u8,
+        };
         let mut ends = Vec::new();
-        for n in 0..decs.len() {
+        self.map.owed(owed);
+        for (n, d) in decs.iter().enumerate() {
             let behind = self.checks.behind + ends.len() * END;
             if self.buf.pos() + behind > MAX_CODE - MAX_INSN {
                 return false;
             }
-            let owed = Owed {
-                counter,
-                ticks: (copies - n / body) as u8,
-            };
-            if n % body == 0 {
-                self.owed = Some(owed);
+            self.owed = Some(owed);
+            self.in_round(src, decs, n, head, owed, &mut ends);
+            let ticks = self.ticks_of(d);
+            if ticks > 0 {
+                owed.ticks = owed.ticks.saturating_sub(ticks as u8);
                 self.map.owed(owed);
             }
-            self.in_round(src, decs, n, head, owed, &mut ends);
         }
         self.owed = None;
         // What the last copy falls through to comes first.
@@ -126,18 +201,17 @@ impl Translator {
         for end in &ends {
             self.end(src, clk, end);
         }
-        // Taken back, and on with the loop that counts each round.
+        // Taken back; and a new share of the way to the limit, if it is not reached.
         self.buf.rel32_here(slow);
-        self.buf.add(clk, -all);
-        self.load_lent();
-        let link = self.links.len();
-        self.jump_link(self.start);
+        self.buf.add(clk, -(ticks as i8));
         if let Some(field) = poked {
             self.buf.rel32_here(field);
-            self.load_lent();
-            self.buf.put(&[0xe9]);
-            self.tick_stub(link);
         }
+        self.load_lent();
+        self.buf.put(&[0xe9]);
+        self.tick_stub(self.links.len());
+        // Never reached as code: it is the tick's.
+        self.jump_link(self.start);
         self.finish_checks();
         true
     }
@@ -153,8 +227,9 @@ impl Translator {
         ends: &mut Vec<End>,
     ) {
         let Some(d) = decs.get(n) else { return };
+        let next = decs.get(n + 1).map(Dec::pc);
         let target = d.insn.near_branch_target();
-        let back = matches!(d.class, Class::Jcc | Class::Jmp) && target == self.start;
+        let back = self.is_back(d);
         if d.class == Class::Jmp && !back {
             // Followed.
             self.map.jump(target);
@@ -171,25 +246,57 @@ impl Translator {
             });
         };
         match d.class {
-            Class::Jcc if !back => out(Some(self.buf.jump_ahead(condition(d))), target),
-            Class::Jcc if n + 1 < decs.len() => {
+            Class::Jcc if !back => {
+                out(Some(self.buf.jump_ahead(condition(d))), Target::Pc(target));
+            }
+            Class::Jcc if next.is_some() => {
                 let field = self.buf.jump_ahead(condition(d) ^ 1);
-                out(Some(field), d.insn.next_ip());
+                out(Some(field), Target::Pc(d.insn.next_ip()));
             }
             Class::Jcc => {
                 self.buf.jump_back(Some(condition(d)), head);
-                out(None, d.insn.next_ip());
+                out(None, Target::Pc(d.insn.next_ip()));
             }
-            Class::Jmp if n + 1 == decs.len() => self.buf.jump_back(None, head),
+            Class::Jmp if next.is_none() => self.buf.jump_back(None, head),
             Class::Jmp => {}
+            Class::Call => self.push_imm(d.insn.next_ip()),
+            Class::Ret | Class::JmpIndirect => {
+                self.buf.store(self.cells.scratch, RCX);
+                match d.class {
+                    Class::Ret => self.buf.put(&[0x59]),
+                    _ => self.load_target(d),
+                }
+                let expected = next.unwrap_or(0);
+                out(
+                    Some(self.unless_rcx_is(expected)),
+                    Target::Indirect(expected),
+                );
+                self.buf.load(RCX, self.cells.scratch);
+                spilled = Some(RCX);
+            }
             _ => spilled = self.emit(src, d),
         }
         let len = self.buf.pos() - start;
         self.map.insn(d.len(), len, spilled, self.checks.held);
-        if back && n + 1 < decs.len() {
-            self.map.jump(self.start);
+        if let Some(next) = next.filter(|next| *next != d.insn.next_ip()) {
+            self.map.jump(next);
         }
         self.behind(n);
+    }
+
+    /// Takes a value from rcx, without touching flags, and leaves if that is not 0. Returns the rel32 field.
+    fn unless_rcx_is(&mut self, value: u64) -> usize {
+        self.add_to_rcx((value as u32).wrapping_neg() as i32);
+        // jrcxz over a jump
+        self.buf.put(&[0xe3, 5, 0xe9]);
+        self.buf.put32(0);
+        self.buf.pos() - 4
+    }
+
+    /// lea rcx, [rcx + disp]
+    fn add_to_rcx(&mut self, disp: i32) {
+        self.buf.put(&[0x48, 0x8d, 0x89]);
+        self.buf.put32(disp);
     }
 
     /// Lends checks a register for the whole loop, if all of them can use the same one.
@@ -201,7 +308,10 @@ impl Translator {
             d.insn.is_ip_rel_memory_operand() && d.insn.ip_rel_memory_address() >= 1 << 31
         };
         let mut used = 1u16 << RSP;
-        let mut any = false;
+        if self.purpose == Purpose::Loop(Calls::Followed) {
+            // Calls need it.
+            used |= 1 << RCX;
+        }
         for (n, d) in body.iter().enumerate() {
             let uses = self.plan.uses.get(n).copied().unwrap_or_default();
             used |= uses.read | uses.set;
@@ -209,15 +319,10 @@ impl Translator {
                 return;
             }
         }
-        for n in 0..self.plan.uses.len() {
-            if self.plan.any(n) {
-                any = true;
-                if !self.plan.flags_dead(n) {
-                    return;
-                }
-            }
-        }
-        if any && used != u16::MAX {
+        let mut checks = (0..self.plan.uses.len())
+            .filter(|n| self.plan.any(*n))
+            .peekable();
+        if checks.peek().is_some() && used != u16::MAX && checks.all(|n| self.plan.flags_dead(n)) {
             self.borrow((!used).trailing_zeros() as u8);
             self.checks.pinned = true;
         }
@@ -244,16 +349,27 @@ impl Translator {
             self.buf.rel32_here(field);
         }
         let back = -(end.owed.ticks as i8);
-        if self.flags_dead(src, end.target) {
-            self.buf.add(clk, back);
-            self.load_lent();
-        } else {
-            self.buf.store(self.cells.scratch, RCX);
-            self.buf.flagless_update(clk, back);
-            self.buf.load(RCX, self.cells.scratch);
-            self.load_lent();
+        match end.target {
+            Target::Pc(target) => {
+                if self.flags_dead(src, target) {
+                    self.buf.add(clk, back);
+                } else {
+                    self.buf.store(self.cells.scratch, RCX);
+                    self.buf.flagless_update(clk, back);
+                    self.buf.load(RCX, self.cells.scratch);
+                }
+                self.load_lent();
+                self.jump_link(target);
+            }
+            Target::Indirect(expected) => {
+                self.add_to_rcx(expected as u32 as i32);
+                self.buf.store(self.cells.target, RCX);
+                self.buf.flagless_update(clk, back);
+                self.load_lent();
+                self.buf.load(RCX, self.cells.target);
+                self.look_up();
+            }
         }
-        self.jump_link(end.target);
     }
 }
 

@@ -4,8 +4,8 @@
 //! Each copy counts its own tick, so that nothing else knows about copies: faults, stops and limits are met at the same
 //! places with the same clock as in a loop that is there once.
 
-use super::rounds::{FIRST_ROUNDS, ROUNDS};
-use super::{Dec, LOOP, LOOP_LINK, MAX_INSNS, NewTick, Purpose, Translator, condition};
+use super::rounds::FIRST_ROUNDS;
+use super::{Dec, LOOP_LINK, MARKS, MAX_INSNS, NewTick, Purpose, Translator, condition};
 use crate::api::CodeSource;
 use crate::ctx::COUNTERS;
 use crate::insn::Class;
@@ -27,14 +27,12 @@ impl Translator {
             }
             self.rounds = self.goes_in_rounds();
         }
-        let max = match self.purpose {
-            Purpose::Loop => self.most_in_rounds(),
-            _ => self.options.max_block_insns.clamp(1, MAX_INSNS),
-        };
-        let most = match self.purpose {
-            Purpose::Loop if self.rounds => ROUNDS,
-            _ if self.rounds => FIRST_ROUNDS,
-            _ => COPIES,
+        let (max, most) = match self.purpose {
+            Purpose::Loop(_) => (self.most_in_rounds(), self.copies_in_rounds()),
+            _ => {
+                let max = self.options.max_block_insns.clamp(1, MAX_INSNS);
+                (max, if self.rounds { FIRST_ROUNDS } else { COPIES })
+            }
         };
         copies < most && (copies + 1) * length <= max
     }
@@ -45,10 +43,7 @@ impl Translator {
         if d.class == Class::Jcc {
             self.cond_link(condition(d) ^ 1, d.insn.next_ip());
         }
-        let clk = match self.rounds {
-            true => self.loop_clock(),
-            false => self.next_clock(),
-        };
+        let clk = self.next_clock();
         self.buf.add_one(clk);
         self.buf.put(&[0x0f, 0x89]);
         self.ticks.push(NewTick {
@@ -65,7 +60,7 @@ impl Translator {
         if self.ticks.iter().all(|t| t.link != LOOP_LINK) {
             return;
         }
-        let last = self.links.iter().rposition(|l| l.target & !LOOP == head);
+        let last = self.links.iter().rposition(|l| l.target & !MARKS == head);
         let link = last.unwrap_or_else(|| {
             // Never reached as code: the last copy was cut, so nothing jumps back.
             self.jump_link(head);

@@ -56,6 +56,8 @@ impl Drop for Region {
 #[derive(Default)]
 pub struct Source {
     pub ranges: Vec<(u64, u64)>,
+    /// Memory that can be looked at.
+    pub data: Vec<(u64, u64)>,
     pub translated: RefCell<Vec<(u64, u64)>>,
 }
 
@@ -69,6 +71,11 @@ impl CodeSource for Source {
         let len = (r.1 - pc).min(8192) as usize;
         // SAFETY: ranges are mapped while the test runs.
         Ok(unsafe { std::slice::from_raw_parts(pc as *const u8, len) })
+    }
+    fn peek(&self, addr: u64) -> Option<u64> {
+        let fits = |r: &&(u64, u64)| r.0 <= addr && addr.checked_add(8).is_some_and(|e| e <= r.1);
+        // SAFETY: ranges are mapped while the test runs.
+        (self.data.iter().find(fits)).map(|_| unsafe { (addr as *const u64).read_unaligned() })
     }
     fn translated(&self, start: u64, end: u64) {
         self.translated.borrow_mut().push((start, end));
@@ -122,6 +129,7 @@ impl Guest {
         let code = Region::new(CODE, 1 << 20);
         let src = Source {
             ranges: vec![(CODE, CODE + (1 << 20))],
+            data: vec![(DATA, DATA + DATA_SIZE as u64)],
             ..Source::default()
         };
         Guest {

@@ -271,6 +271,8 @@ struct Gen<'a> {
     infos: InstructionInfoFactory,
     place: Place,
     functions: Vec<CodeLabel>,
+    /// Jumps to where a word of the data says, as a PLT does.
+    thunk: Option<CodeLabel>,
     /// fs accesses differ by a byte in the native run, so such programs hold no pointers to code, which they might
     /// read.
     use_fs: bool,
@@ -430,16 +432,23 @@ impl Gen<'_> {
             }
             19..=20 if !self.functions.is_empty() => {
                 let f = self.r.pick(&self.functions);
-                match if self.use_fs { 0 } else { self.r.below(4) } {
+                match if self.use_fs { 0 } else { self.r.below(6) } {
                     0 | 1 => self.a.call(f).unwrap(),
                     2 => {
                         self.a.lea(r12, ptr(f)).unwrap();
                         self.a.mov(qword_ptr(r15 + 64), r12).unwrap();
                         self.a.call(qword_ptr(r15 + 64)).unwrap();
                     }
-                    _ => {
+                    3 => {
                         self.a.lea(rax, ptr(f)).unwrap();
                         self.a.call(rax).unwrap();
+                    }
+                    _ => {
+                        self.a.lea(r12, ptr(f)).unwrap();
+                        self.a.mov(qword_ptr(r15 + 88), r12).unwrap();
+                        if let Some(thunk) = self.thunk {
+                            self.a.call(thunk).unwrap();
+                        }
                     }
                 }
             }
@@ -504,8 +513,13 @@ impl Gen<'_> {
 
     fn counted_loop(&mut self) {
         let slot = 4096 + 8 * i64::from(self.depth);
+        // Now and then so often that the loop is worth a translation of its own.
+        let most = match self.depth {
+            1 => self.r.pick(&[6, 40]),
+            _ => 6,
+        };
         self.a
-            .mov(dword_ptr(r14 + slot), 1 + self.r.below(6) as i32)
+            .mov(dword_ptr(r14 + slot), 1 + self.r.below(most) as i32)
             .unwrap();
         let mut l = self.a.create_label();
         self.a.set_label(&mut l).unwrap();
@@ -547,6 +561,7 @@ pub fn program(r: &mut Rng, place: Place) -> Program {
         infos: InstructionInfoFactory::new(),
         place,
         functions: Vec::new(),
+        thunk: None,
         use_fs,
         depth: 0,
     };
@@ -566,6 +581,10 @@ pub fn program(r: &mut Rng, place: Place) -> Program {
         .unwrap();
         g.functions.push(f);
     }
+    let mut thunk = g.a.create_label();
+    g.a.set_label(&mut thunk).unwrap();
+    g.absolute(Code::Jmp_rm64, 88);
+    g.thunk = Some(thunk);
     let mut late = g.a.create_label();
     g.functions.push(late);
     g.depth = 0;
