@@ -318,6 +318,16 @@ impl CodeCache {
         }
     }
 
+    /// Where the translation begins that a link lies in.
+    pub(crate) fn begin_of(&self, link: LinkId, generation: u64) -> Option<u64> {
+        let field = self
+            .links
+            .field(link)
+            .filter(|_| generation == self.generation)?;
+        let n = self.frags.partition_point(|f| f.host <= field);
+        self.frags.get(n.checked_sub(1)?).map(|f| f.pc & !MARKS)
+    }
+
     /// A pc without a mark that there was no loop for.
     fn translatable(&self, pc: u64) -> u64 {
         match pc & MARKS != 0 && self.vain.contains(&pc) {
@@ -349,10 +359,11 @@ impl CodeCache {
     }
 
     /// The translation of `pc`, which may have one of the `MARKS`, made if there is none. A mark is left out where it turns
-    /// out that there is no such loop.
+    /// out that there is no such loop. `via` is where the translation begins that jumps back to the loop's head.
     pub(crate) fn frag_at(
         &mut self,
         pc: u64,
+        via: Option<u64>,
         src: &dyn CodeSource,
         purpose: Purpose,
     ) -> Result<FragId, FetchFault> {
@@ -367,10 +378,11 @@ impl CodeCache {
             (LOOP, _) => Purpose::Loop(Calls::End),
             _ => Purpose::Loop(Calls::Followed),
         };
+        self.tr.via = via;
         self.translate(pc & !MARKS, src, made_for)?;
         if self.tr.in_vain() {
             self.vain.insert(pc);
-            return self.frag_at(pc & !MARKS, src, purpose);
+            return self.frag_at(pc & !MARKS, None, src, purpose);
         }
         let purpose = made_for;
         for (start, end) in &self.tr.ranges {

@@ -228,6 +228,7 @@ impl Translator {
         if self.checks.held == Some(reg) {
             return;
         }
+        debug_assert!(!self.checks.pinned, "lent to all of the loop");
         self.give_back();
         let start = self.buf.pos();
         self.buf.store(self.cells.borrowed, reg);

@@ -72,8 +72,7 @@ impl Operand {
         [self.base, self.index]
             .into_iter()
             .filter(|r| *r != NO_REG)
-            .map(|r| 1u16 << r)
-            .sum()
+            .fold(0, |all, r| all | 1 << r)
     }
 
     fn address(&self, ctx: &Ctx) -> u64 {
@@ -326,6 +325,22 @@ mod tests {
         c.rflags = 0;
         rep_ranges(&rep(Dest::Read, false, 0), &c, &mut out);
         assert_eq!((out[0].addr, out[0].len), (0x2000, TOP - 0x2000));
+    }
+
+    #[test]
+    fn a_register_that_is_base_and_index_counts_once() {
+        let mut at = Operand {
+            base: 2,
+            index: 2,
+            scale: 1,
+            fs: false,
+            addr32: false,
+            index8: false,
+            disp: 0,
+        };
+        assert_eq!(at.registers(), 1 << 2);
+        (at.base, at.index) = (NO_REG, 15);
+        assert_eq!(at.registers(), 1 << 15);
     }
 
     #[test]

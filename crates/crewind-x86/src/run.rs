@@ -63,7 +63,8 @@ impl CodeCache {
             } else {
                 Purpose::Direct
             };
-            let id = match self.frag_at(pc, src, purpose) {
+            let via = from.and_then(|(link, generation)| self.begin_of(link, generation));
+            let id = match self.frag_at(pc, via, src, purpose) {
                 Ok(id) => id,
                 Err(f) => return Exit::FetchFault { addr: f.addr },
             };
@@ -111,7 +112,9 @@ impl CodeCache {
         } else {
             Purpose::Direct
         };
-        let id = self.frag_at(came.map_or(rip, |c| c.pc), src, purpose)?;
+        let from = came.and_then(|c| c.from);
+        let via = from.and_then(|(link, generation)| self.begin_of(link, generation));
+        let id = self.frag_at(came.map_or(rip, |c| c.pc), via, src, purpose)?;
         if indirect && self.cfg.options.inline_lookup {
             self.ensure_entry(id, src);
         }
@@ -139,7 +142,7 @@ impl CodeCache {
         }
         // SAFETY: see above.
         let rip = unsafe { (*ctx).rip };
-        let id = match self.frag_at(rip, src, Purpose::Direct) {
+        let id = match self.frag_at(rip, None, src, Purpose::Direct) {
             Ok(id) => id,
             Err(f) => return Exit::FetchFault { addr: f.addr },
         };
@@ -294,7 +297,7 @@ impl CodeCache {
 
     /// Translates the code at `pc` without running it.
     pub fn prepare(&mut self, pc: u64, src: &dyn CodeSource) -> Result<(), FetchFault> {
-        self.frag_at(pc, src, Purpose::Direct).map(|_| ())
+        self.frag_at(pc, None, src, Purpose::Direct).map(|_| ())
     }
 
     /// Enters translated code at `host` and returns when it is left.

@@ -107,18 +107,19 @@ pub(crate) enum Purpose {
 /// What becomes of calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Calls {
-    /// They end the translation.
+    /// They end the translation, and conditional jumps are not taken.
     End,
-    /// It goes on in what is called, and behind the call when that returns.
+    /// It goes on in what is called, and behind the call when that returns; a conditional jump to where the loop is known to
+    /// go by is taken.
     Followed,
 }
 
 /// On a link's target and a translation's pc: it is for a loop that has gone round a few times (`Calls::End`).
 pub(crate) const LOOP: u64 = 1 << 63;
-/// The same: it is for a loop with calls, if there is one (`Calls::Followed`).
-pub(crate) const LOOP_WITH_CALLS: u64 = 1 << 62;
+/// The same: it is for a loop that no single translation holds otherwise, if there is one (`Calls::Followed`).
+pub(crate) const WIDE_LOOP: u64 = 1 << 62;
 /// Both.
-pub(crate) const MARKS: u64 = LOOP | LOOP_WITH_CALLS;
+pub(crate) const MARKS: u64 = LOOP | WIDE_LOOP;
 
 pub(crate) struct Dec {
     pub insn: Instruction,
@@ -196,6 +197,8 @@ pub(crate) struct Translator {
     vain: bool,
     /// Where the calls that were followed return to.
     returns: Vec<u64>,
+    /// A place that the loop is known to go by (`Purpose::Loop`).
+    pub(crate) via: Option<u64>,
     /// What the clock is ahead by.
     pub(crate) owed: Option<Owed>,
 }
@@ -250,6 +253,7 @@ impl Translator {
             rounds: false,
             vain: false,
             returns: Vec::new(),
+            via: None,
             owed: None,
             has_rorx: std::arch::is_x86_feature_detected!("bmi2"),
         }
@@ -409,6 +413,14 @@ impl Translator {
                     dec = Decoder::with_ip(64, slice, pc, self.decoder_options);
                     // Marks the jump as followed.
                     self.fallthrough = Some(start);
+                    continue;
+                }
+                Class::Jcc if target >= next && self.goes_by(target) => {
+                    let Ok(s) = fetch(src, target) else { break };
+                    self.ranges.push((run_start, next));
+                    (slice, pc, origin, run_start) = (s, target, target, target);
+                    dec = Decoder::with_ip(64, slice, pc, self.decoder_options);
+                    self.fallthrough = Some(target);
                     continue;
                 }
                 Class::Jcc
@@ -729,7 +741,7 @@ impl Translator {
                 && self.options.unroll
                 && self.purpose != Purpose::Step =>
             {
-                to | LOOP_WITH_CALLS
+                to | WIDE_LOOP
             }
             _ => to,
         };

@@ -10,6 +10,9 @@
 //! translations that count each round. A loop without calls begins in these, so one that goes round only a few times costs
 //! no more than before.
 //!
+//! A loop may lie in two translations: it leaves the first by a conditional jump, and the second one jumps back. Where the
+//! second begins is known when its jump back is met for the first time (`via`), so the conditional jump is taken then.
+//!
 //! A loop with calls is one translation too, if what it calls returns without going back: `call` and `ret` are a push and a
 //! pop with a comparison then, and so is the jump of a PLT. What is expected of them is what they would have done when
 //! the loop was translated; when they do something else, they leave it.
@@ -85,11 +88,12 @@ impl Translator {
             };
             fits && !self.is_event_site(d.pc()) && !self.is_break(d.pc())
         };
+        let goes_on = |w: &[Dec]| matches!(w, [a, b] if self.is_taken(a, Some(b.pc())));
         let count = |class| self.decs.iter().filter(|d| d.class == class).count();
         let body = self.decs.len();
         let suits = match follows {
             true => {
-                count(Class::Call) > 0
+                (count(Class::Call) > 0 || self.decs.windows(2).any(goes_on))
                     && count(Class::Jcc) <= MOST_WAYS_OUT
                     && self.returns.is_empty()
             }
@@ -129,6 +133,16 @@ impl Translator {
         };
         // In reach of the comparison's immediate.
         (to < 1 << 31 && to != self.start).then_some(to)
+    }
+
+    /// Whether a conditional jump to this place is expected to be taken.
+    pub(super) fn goes_by(&self, target: u64) -> bool {
+        self.follows_calls() && self.via == Some(target) && target != self.start
+    }
+
+    /// Whether a conditional jump is expected to be taken, to go on at `next`.
+    fn is_taken(&self, d: &Dec, next: Option<u64>) -> bool {
+        d.class == Class::Jcc && next.is_some_and(|pc| pc != d.insn.next_ip())
     }
 
     /// The ticks of an instruction whose transfer stays in the loop.
@@ -246,6 +260,10 @@ impl Translator {
             });
         };
         match d.class {
+            Class::Jcc if !back && self.is_taken(d, next) => {
+                let field = self.buf.jump_ahead(condition(d) ^ 1);
+                out(Some(field), Target::Pc(d.insn.next_ip()));
+            }
             Class::Jcc if !back => {
                 out(Some(self.buf.jump_ahead(condition(d))), Target::Pc(target));
             }

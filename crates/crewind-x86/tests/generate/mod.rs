@@ -188,6 +188,7 @@ fn forbidden(i: &Instruction) -> bool {
             | Popfq
             | Rdtsc
             | Rdtscp
+            | Xabort
             | Rdpid
             | Cpuid
             | Rdrand
