@@ -15,8 +15,11 @@ extern "C" {
 
 /* One call of rec_owner. A list begins with a node that is none itself: only its `next` counts. */
 struct recording {
-    uint64_t branchNum;         /* branches of the thread since the region began, as crewind counts them */
-    uint64_t missedBranchNum;   /* always 0 */
+    uint64_t branchNum;         /* branches of the thread since the region began, as crewind counts them: backward and
+                                 * indirect ones. A replay compares what came between two calls of a thread, unless this
+                                 * is 0 */
+    uint64_t missedBranchNum;   /* those that the processor predicted wrongly, since the thread's first call; 0 where it
+                                 * does not count them (most virtual machines). For information */
     uint32_t threadId;          /* 1, 2, ... as threads were made; first those that the region began with */
     uint64_t instructionOffset; /* address of the call's instruction */
     struct recording *next;
@@ -37,6 +40,14 @@ long stop_rec(void);
  * -EBUSY: a recording or replay is on. -EFAULT: no list is there. -EINVAL: the list has no end. */
 long start_rep(const struct recording *rec);
 
+/* Only the order of a list's calls is to count in a replay, not what the threads do in between: for regions whose work is not
+ * the same each time. */
+static inline void rec_order_only(struct recording *rec)
+{
+    for (; rec; rec = rec->next)
+        rec->branchNum = 0;
+}
+
 /* Ends the replay. Returns the number of rec_owner calls.
  * -EINVAL: no replay is on. -ERANGE: not as many calls as in the recording, or one that did not fit. */
 long stop_rep(void);
@@ -51,7 +62,8 @@ void rec_set_buffer(struct recording *nodes, size_t count);
 
 /* The calling thread takes ownership here: a step in the one order of all such calls of the process.
  * -EINVAL: neither recording nor replay is on. In a replay, with a message that names the thread:
- * -ESRCH: the thread has no call (any more) in the recording, or made it elsewhere. -ERANGE: there are no more calls.
+ * -ESRCH: the thread has no call (any more) in the recording, or made it elsewhere. -ERANGE: there are no more calls, or the
+ * thread has not made as many branches since its last one.
  * -ETIMEDOUT: the thread whose turn it is has ended, or has not come for ten seconds. -ECANCELED: after any of these, until
  * stop_rep. */
 static inline long rec_owner(void)

@@ -66,7 +66,7 @@ pub enum Error {
     /// A step of the replay is one of a thread that has none (left) in the recording, or from another place in the
     /// program.
     OtherThread,
-    /// More or fewer steps than in the recording.
+    /// More or fewer steps than in the recording, or branches in front of one.
     OtherCount,
     /// The thread whose turn it was did not come, or has ended.
     TimedOut,
@@ -118,7 +118,9 @@ impl fmt::Display for Error {
             Error::Busy => "a recording or replay is on already",
             Error::NotBegun => "no recording or replay is on",
             Error::OtherThread => "the thread does not fit the recording",
-            Error::OtherCount => "not as many steps as in the recording",
+            Error::OtherCount => {
+                "not as many steps as in the recording, or branches in front of one"
+            }
             Error::TimedOut => "the thread whose turn it is does not come",
             Error::Canceled => "an earlier step did not fit the recording",
             Error::NoMemory => "no memory",
@@ -134,8 +136,12 @@ impl std::error::Error for Error {}
 /// One call of [`rec_owner`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Step {
-    /// Branches of the thread since the region began, as crewind counts them: backward and indirect ones.
+    /// Branches of the thread since the region began, as crewind counts them: backward and indirect ones. A replay compares
+    /// what came between two steps of a thread; where this is 0 it does not ([`order_only`]).
     pub branches: u64,
+    /// Branches that the processor predicted wrongly, since the thread's first call in the region. 0 where it does not count
+    /// them, as in most virtual machines. For information.
+    pub missed_branches: u64,
     /// The thread: 1, 2, ... in the order in which they were made, those first that the region began with.
     pub thread: u32,
     /// Address of the call's instruction.
@@ -219,6 +225,14 @@ pub fn rec_owner() -> Result<(), Error> {
     Error::from_ret(unsafe { call(number::OWNER, 0, 0, 0) }).map(drop)
 }
 
+/// From now on only the order of these steps counts in a replay, not what the threads do in between: for regions whose
+/// work is not the same each time.
+pub fn order_only(steps: &mut [Step]) {
+    for s in steps {
+        s.branches = 0;
+    }
+}
+
 /// Begins to replay an order in place.
 ///
 /// # Errors
@@ -228,6 +242,7 @@ pub fn start_rep(steps: &[Step]) -> Result<(), Error> {
         .iter()
         .map(|s| Node {
             branches: s.branches,
+            missed_branches: s.missed_branches,
             thread: s.thread,
             address: s.address,
             ..Node::EMPTY
@@ -273,6 +288,7 @@ fn steps(n: u64) -> Result<Vec<Step>, Error> {
         .iter()
         .map(|n| Step {
             branches: n.branches,
+            missed_branches: n.missed_branches,
             thread: n.thread,
             address: n.address,
         })

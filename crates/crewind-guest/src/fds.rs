@@ -66,6 +66,11 @@ impl FdTable {
         self.own.sort_unstable();
     }
 
+    /// Forgets one of them, which is closed.
+    pub fn remove_own(&mut self, fd: i32) {
+        self.own.retain(|f| *f != fd);
+    }
+
     /// The runtime's own descriptors.
     pub fn own(&self) -> &[i32] {
         &self.own

@@ -81,8 +81,8 @@ pub struct Thread {
     pub was_killed: bool,
     /// Replaying: it begins in a system call that had been entered before the recording began.
     pub begins_in_call: bool,
-    /// Its number in the list of `rec_owner` calls, from 1, and the clock from which branches are counted there.
-    pub region: (u32, u64),
+    /// Its part in the list of `rec_owner` calls.
+    pub region: crate::deferred::calls::Region,
     /// Replaying in parallel: it uses its vcpu's cache for the last stretch before an event.
     pub near: bool,
     /// Parallel: the vcpu it holds, or had last.
@@ -144,7 +144,7 @@ impl Thread {
             started: false,
             was_killed: false,
             begins_in_call: false,
-            region: (0, 0),
+            region: Default::default(),
             near: false,
             vcpu: 0,
             vcpu_note: None,

@@ -3,6 +3,7 @@
 //! They are system calls with numbers outside of Linux's table, so any kernel answers ENOSYS when no crewind is there.
 //! `crewind-api` has the wrappers and says what each returns.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -41,16 +42,28 @@ static STEPS: AtomicU32 = AtomicU32::new(0);
 /// One call of `rec_owner`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Step {
+    /// Of the thread since the region began; 0 in a list to replay: not to be compared.
     branches: u64,
+    /// What the processor counted of those that it predicted wrongly.
+    missed: u64,
     thread: u32,
     pc: u64,
+}
+
+/// A thread's part in a region.
+#[derive(Debug, Default)]
+pub struct Region {
+    /// Its number, from 1.
+    number: u32,
+    /// The clock from which its branches are counted.
+    since: u64,
 }
 
 impl Step {
     fn bytes(&self, next: u64) -> [u8; NODE as usize] {
         let mut b = [0; NODE as usize];
         b[..8].copy_from_slice(&self.branches.to_le_bytes());
-        // Of 8..16 nothing is known: counters of mispredicted branches are the kernel's to give.
+        b[8..16].copy_from_slice(&self.missed.to_le_bytes());
         b[16..20].copy_from_slice(&self.thread.to_le_bytes());
         b[24..32].copy_from_slice(&self.pc.to_le_bytes());
         b[32..].copy_from_slice(&next.to_le_bytes());
@@ -65,6 +78,10 @@ pub(super) struct Calls {
     steps: Vec<Step>,
     /// What they have to be, when replaying in place.
     wanted: Vec<Step>,
+    /// By thread, at its last call: its branches, and what they had to be.
+    compared: HashMap<u32, (u64, u64)>,
+    /// By thread.
+    counters: HashMap<u32, super::missed::Counter>,
     /// Number of the next thread in the region.
     next_thread: u32,
     /// A thread did not fit, so the rest cannot be followed.
@@ -147,6 +164,7 @@ impl Runtime {
             par.resume_world();
         }
         let steps = self.deferred.as_ref().map_or(0, |d| d.calls.steps.len());
+        self.close_counters();
         self.finish(th, call, steps as i64);
         let control = self.exec.control;
         // Not while others wait for the runtime.
@@ -176,8 +194,12 @@ impl Runtime {
             // SAFETY: the world stands still.
             let th = unsafe { &mut *t.0 };
             n += 1;
-            th.region = (n, th.ctx().clock());
+            th.region = Region {
+                number: n,
+                since: th.ctx().clock(),
+            };
         }
+        self.close_counters();
         if let Some(state) = &mut self.deferred {
             state.calls = Calls {
                 next_thread: n + 1,
@@ -186,11 +208,22 @@ impl Runtime {
         }
     }
 
+    fn close_counters(&mut self) {
+        if let Some(state) = &mut self.deferred {
+            for (_, mut counter) in state.calls.counters.drain() {
+                counter.close(&mut self.fds);
+            }
+        }
+    }
+
     /// A thread was made in the region.
     pub(crate) fn number_in_region(&mut self, th: &mut Thread) {
         if let Some(state) = &mut self.deferred {
-            th.region = (state.calls.next_thread.max(1), th.ctx().clock());
-            state.calls.next_thread = th.region.0 + 1;
+            th.region = Region {
+                number: state.calls.next_thread.max(1),
+                since: th.ctx().clock(),
+            };
+            state.calls.next_thread = th.region.number + 1;
         }
     }
 
@@ -226,6 +259,7 @@ impl Runtime {
             };
             wanted.push(Step {
                 branches: long(0),
+                missed: 0,
                 thread: long(16) as u32,
                 pc: long(24),
             });
@@ -250,6 +284,7 @@ impl Runtime {
             return -libc::EINVAL;
         }
         self.run_at_once(th, usize::MAX, |_| ());
+        self.close_counters();
         STEPS.fetch_add(1, Ordering::AcqRel);
         futex_wake(&STEPS, u32::MAX >> 1);
         let Some(state) = &self.deferred else {
@@ -266,10 +301,17 @@ impl Runtime {
     }
 
     fn rec_owner(&mut self, th: &mut Thread, call: &Call) -> Flow {
-        let (number, since) = th.region;
+        let missed = match &mut self.deferred {
+            Some(state) => {
+                let counter = state.calls.counters.entry(th.region.number);
+                counter.or_default().read(&mut self.fds)
+            }
+            None => 0,
+        };
         let step = Step {
-            branches: call.clock.saturating_sub(since),
-            thread: number,
+            branches: call.clock.saturating_sub(th.region.since),
+            missed,
+            thread: th.region.number,
             pc: call.pc,
         };
         let ret = match phase() {
@@ -324,7 +366,7 @@ impl Runtime {
         }
         let alive: Vec<u32> = (self.threads.values())
             // SAFETY: the runtime lock, or the token, is held; numbers are only changed with it.
-            .map(|t| unsafe { (*t.0).region.0 })
+            .map(|t| unsafe { (*t.0).region.number })
             .collect();
         let Some(state) = &mut self.deferred else {
             return Turn::Never(libc::EINVAL);
@@ -353,6 +395,24 @@ impl Runtime {
                     format!(
                         "thread {me} calls from {:#x}, in the recording it did from {:#x}",
                         step.pc, next.pc
+                    ),
+                );
+            }
+            // Only what lies between two steps of a thread: where it was when the region began is chance, and how threads
+            // come to life depends on what the process did before.
+            let last = calls.compared.insert(me, (step.branches, next.branches));
+            let last = last.filter(|(_, wanted)| *wanted != 0 && next.branches != 0);
+            let (found, wanted) = last.map_or((0, 0), |(found, wanted)| {
+                let since = |now: u64, then| now.wrapping_sub(then);
+                (since(step.branches, found), since(next.branches, wanted))
+            });
+            if found != wanted {
+                return never(
+                    libc::ERANGE,
+                    format!(
+                        "thread {me} comes {found} branches after its last call, in the recording it came after {wanted}; its \
+                         work was not the same (or functions were bound at their first call: link with -z now); where branchNum \
+                         is 0 only the order counts"
                     ),
                 );
             }

@@ -17,13 +17,14 @@
 //! One process is. Its children are left out of the trace, except those of `vfork` until they execute a program, because
 //! they change its memory.
 
-mod calls;
+pub(crate) mod calls;
 pub mod checkpoint;
 mod control;
 mod function;
 
 pub use control::socket_name;
 mod memory;
+mod missed;
 mod restore;
 
 pub(crate) use restore::first_record;

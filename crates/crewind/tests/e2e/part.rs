@@ -47,6 +47,7 @@ fn program(source: &Path) -> String {
         "-Wl,--whole-archive".to_owned(),
         library(".a"),
         "-Wl,--no-whole-archive".to_owned(),
+        "-Wl,-z,now".to_owned(),
     ];
     build(source, &flags, ".part").display().to_string()
 }
@@ -147,6 +148,29 @@ fn part_without_crewind_the_program_goes_on() {
     assert!(out.contains("rec_owner(): 0\n"), "{out}");
     let replayed = crewind(&place, &["replay", "t"]);
     assert_eq!(text(&replayed.stdout), out, "{}", show(&replayed));
+    place.clear();
+}
+
+#[test]
+fn part_work_that_is_not_the_same_is_told() {
+    let counts = program(&own("counts.c"));
+    let place = Place::new("part_counts");
+    let ran = crewind(&place, &["run", "--", &counts]);
+    const EXPECTED: &str = "\
+stop_rec: 4
+the same: 0
+stop_rep: 4
+one round more: -34
+stop_rep: -34
+one round more: 0
+stop_rep: 4
+only the order: 0
+stop_rep: 4
+";
+    assert_eq!(text(&ran.stdout), EXPECTED, "{}", show(&ran));
+    let warned = text(&ran.stderr);
+    let told = "rec_owner, call 3: thread 2 comes ";
+    assert!(warned.contains(told), "{warned}");
     place.clear();
 }
 
