@@ -186,6 +186,9 @@ impl Runtime {
                     self.put_guest(ask.parent_tid, &(pid as i32).to_le_bytes());
                 }
                 if self.deferred.is_some() {
+                    if self.records_a_part() {
+                        self.warn_once(libc::SYS_fork as u32, format_args!("the program forked a process ({pid}) while a part of its run is recorded; only the one process is in the trace (crewind start {pid} records the other one by itself)"));
+                    }
                     self.complete(
                         th,
                         call,

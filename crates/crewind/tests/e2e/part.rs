@@ -225,6 +225,11 @@ start_rep(&b): -22
     let place = Place::new("part_misuse");
     let ran = crewind(&place, &["run", "--", &misuse]);
     assert_eq!(text(&ran.stdout), EXPECTED, "{}", show(&ran));
+    let warned = text(&ran.stderr);
+    assert!(
+        warned.contains("only the one process is in the trace"),
+        "{warned}"
+    );
     let traces = traces(&ran);
     assert_eq!(traces.len(), 2, "{}", show(&ran));
     let replayed = replays(&place, &traces[0]);
