@@ -56,7 +56,7 @@ mod region;
 mod streams;
 
 pub use claim::{Claim, Class, NONE, READ, WRITE};
-pub use edges::{Known, Point};
+pub use edges::{Ends, Known, Point};
 pub use nature::{Later, Wish};
 pub use page::{PAGE, Pages};
 pub use streams::Streams;

@@ -205,7 +205,7 @@ impl World {
             Phase::Log => {
                 let g = &mut self.guests[t];
                 let edges = std::mem::take(&mut g.edges);
-                let edges = g.known.reduce(id(t), &edges);
+                let edges = g.known.reduce(id(t), &edges, None);
                 if !edges.is_empty() {
                     self.history.push(Item {
                         thread: t,

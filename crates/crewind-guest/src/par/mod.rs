@@ -27,6 +27,7 @@ pub mod world;
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use crate::start::{Mode, Sharing};
 use crate::thread::Thread;
@@ -179,6 +180,8 @@ pub struct Par {
     wants_checks: AtomicBool,
     /// Replaying: positions of all threads.
     published: replay::Registry,
+    /// Recording: threads that have ended.
+    ends: RwLock<crewind_crew::Ends>,
     /// Recording: has counters for `crewind info`.
     session: Option<Session>,
 }
@@ -288,6 +291,7 @@ impl Par {
             adaptive: sharing == Sharing::Adaptive,
             wants_checks: AtomicBool::new(false),
             published: replay::Registry::default(),
+            ends: RwLock::default(),
             session: match mode {
                 Mode::Record => Session::open(trace).ok(),
                 Mode::Replay => None,
@@ -400,6 +404,16 @@ impl Par {
     /// Recording: the next number in the order of events. The runtime lock is held.
     pub(crate) fn next_order(&self) -> u64 {
         self.order.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// Recording: the thread has logged its end, the last event in the order so far, and does nothing to guest memory any
+    /// more. The runtime lock is held.
+    pub(crate) fn note_end(&self, th: &Thread) {
+        if !th.unordered && ORDERED.load(Ordering::Relaxed) {
+            let order = self.order.load(Ordering::Acquire);
+            let mut ends = self.ends.write().unwrap_or_else(PoisonError::into_inner);
+            ends.note(th.id, order);
+        }
     }
 
     /// How often the world was stopped.

@@ -1,6 +1,7 @@
 //! Recordings of a part of a run: a process has its parallel state from its second thread on, and rights only while it
 //! is recorded.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::replay::Here;
@@ -34,6 +35,10 @@ impl Par {
         }
         self.crew.reset();
         self.order.store(0, Ordering::Release);
+        self.ends
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
         self.most.store(vcpus, Ordering::Release);
         ORDERED.store(vcpus > 1, Ordering::Release);
         Ok(())

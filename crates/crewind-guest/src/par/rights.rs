@@ -12,6 +12,7 @@
 //! Late readers: who joins a granule that others read already takes the edges stored with its page: those of writers
 //! that became readers. They are kept by page and never forgotten: too many edges are right too, and mostly implied.
 
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use super::adapt::{self, Budget};
@@ -956,10 +957,19 @@ fn touch_ordered(addr: u64, len: u64, write: bool) {
     }
 }
 
+/// So few edges are logged without asking whether their threads have ended: hand-overs between two threads have one or two.
+const FEW_EDGES: usize = 8;
+
 impl Thread {
     /// The edges gathered so far that nothing implies; the thread knows them from now on.
-    pub(super) fn reduce(&mut self) -> Vec<Edge> {
-        let edges = self.known.reduce(self.id, &self.edges);
+    pub(super) fn reduce(&mut self, par: &Par) -> Vec<Edge> {
+        // A look at the ends costs something, and few edges do not.
+        let edges = if self.edges.len() < FEW_EDGES {
+            self.known.reduce(self.id, &self.edges, None)
+        } else {
+            let ends = par.ends.read().unwrap_or_else(PoisonError::into_inner);
+            self.known.reduce(self.id, &self.edges, Some(&ends))
+        };
         self.edges.clear();
         edges
     }
@@ -978,7 +988,7 @@ impl Runtime {
         if th.edges.is_empty() {
             return;
         }
-        let edges = th.reduce();
+        let edges = th.reduce(par);
         if edges.is_empty() {
             return;
         }

@@ -691,11 +691,12 @@ impl Runtime {
 impl Thread {
     /// Recording: logs a place in the order of events, with what the thread has to wait for. The runtime lock is held.
     pub(super) fn log_place(&mut self, par: &Par) {
-        let edges = self.reduce();
+        let edges = self.reduce(par);
         par.count(Counter::EdgesLogged, edges.len());
         self.epoch = par.epoch();
         let vcpu = self.vcpu_note.take();
         let order = Some(par.next_order());
+        order.into_iter().for_each(|k| self.known.comes_at(k));
         self.append_sync(Event::Sync {
             order,
             vcpu,
@@ -707,11 +708,12 @@ impl Thread {
     /// Recording: what goes in front of an ordinary event.
     /// `regs`: the hash of the registers there, if they may have changed since.
     pub(crate) fn log_order(&mut self, par: &Par, at: (u64, u64), stop: Stop, regs: Option<u32>) {
-        let edges = self.reduce();
+        let edges = self.reduce(par);
         par.count(Counter::EdgesLogged, edges.len());
         self.epoch = par.epoch();
         let vcpu = self.vcpu_note.take();
         let order = (!self.unordered).then(|| par.next_order());
+        order.into_iter().for_each(|k| self.known.comes_at(k));
         if order.is_none() && edges.is_empty() && vcpu.is_none() {
             return;
         }

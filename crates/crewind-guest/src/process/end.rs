@@ -46,6 +46,9 @@ impl Runtime {
         self.threads.remove(&th.id);
         if let Some(par) = self.par {
             crate::signal::host::block_all();
+            if self.recording() {
+                par.note_end(th);
+            }
             par.give_vcpu(th);
             par.finish_order(th);
             par.unregister(th);
