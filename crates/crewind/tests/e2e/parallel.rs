@@ -106,6 +106,36 @@ fn a_process_that_shares_little_stays_with_keys() {
     }
 }
 
+/// Memory that many short threads have used keeps an edge to each of them. Who comes when they have ended is behind them by
+/// the order of events.
+#[test]
+fn threads_that_have_ended_are_not_logged_by_all_that_come_later() {
+    let source = guest_sources().join("par_short_threads.c");
+    let program = build(&source, &["-lpthread".into()], "");
+    let program = program.to_str().expect("paths are UTF-8");
+    let place = Place::new("threads_that_have_ended");
+    let limit = std::time::Duration::from_secs(120);
+    let crewind = |words: &[&str]| {
+        let words: Vec<&str> = std::iter::once(CREWIND)
+            .chain(words.iter().copied())
+            .collect();
+        let output = run(place.command(&words, &place.work, &[]), b"", limit)
+            .unwrap_or_else(|e| panic!("{e}\n{}", place.hint()));
+        assert!(output.status.success(), "{}{}", show(&output), place.hint());
+        output
+    };
+    let options = ["--sharing", "software", "--cpus", "2", "--"];
+    let recorded = crewind(&[&["record"], &options[..], &[program, "2", "1000"]].concat());
+    assert_eq!(crewind(&["replay"]).stdout, recorded.stdout);
+    let info: serde_json::Value =
+        serde_json::from_slice(&crewind(&["info", "--json"]).stdout).expect("JSON");
+    let threads = info["events"]["thread-exit"].as_u64().expect("a number");
+    let edges = info["sharing"]["edges-logged"].as_u64().expect("a number");
+    assert!(threads >= 6000, "{info}");
+    assert!(edges < 30 * threads, "{edges} edges of {threads} threads");
+    place.clear();
+}
+
 /// How many random programs all tests run together, and the seed.
 fn random_options() -> Options {
     let number = |name: &str, default| {
