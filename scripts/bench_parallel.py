@@ -73,7 +73,7 @@ def chosen_modes(options):
     """(heading, options for `crewind record`) of each mode and number of vcpus to measure."""
     known = modes.read()
     chosen = []
-    words = options.modes or [f"{m.name}:{m.cpus[0]}" for m in known.values()]
+    words = options.modes or [f"{m.name}:{m.cpus[0]}" for m in known.values() if m.cpus]
     for word in dict.fromkeys(words):
         name, _, cpus = word.partition(":")
         if name not in known:

@@ -43,6 +43,6 @@ def read():
             name, need, cpus, many_cpus = words[:4]
             if need not in ("always", "pkeys"):
                 raise ValueError(f"mode {name}: unknown need {need}")
-            numbers = ([int(n) for n in text.split(",")] for text in (cpus, many_cpus))
+            numbers = ([int(n) for n in text.split(",") if n != "-"] for text in (cpus, many_cpus))
             modes[name] = Mode(name, need, *numbers, words[4:])
     return modes

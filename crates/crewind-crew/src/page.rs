@@ -49,6 +49,8 @@ struct Page {
     readers: Vec<Edge>,
     /// How often it went to another vcpu than the last time, in quick succession.
     heat: u32,
+    /// It did so once.
+    moved: bool,
     /// When it changed hands last, cycles.
     at: u64,
     /// The vcpu that took it then.
@@ -68,6 +70,8 @@ pub struct Pages {
     mapping: Option<Edge>,
     /// The vcpu whose thread is changing mappings: until that is logged nobody else touches memory for the first time.
     in_flight: Option<usize>,
+    /// A page counts as fought over from its first change of hands on, and for ever.
+    eager: bool,
     #[cfg(test)]
     pub(crate) mutant: Option<Mutant>,
 }
@@ -161,7 +165,7 @@ impl Pages {
     /// cycles.
     pub fn wish(&mut self, i: u32, claim: &Claim, now: u64) -> Option<Wish> {
         let page = self.pages.get_mut(&(i / PAGE))?;
-        if !page.is_fought_over(now) {
+        if !page.is_fought_over(now) && !(self.eager && page.moved) {
             return None;
         }
         let natures = page
@@ -191,6 +195,11 @@ impl Pages {
             nature.given_up(me);
         }
         NONE
+    }
+
+    /// From now on what changes hands is claimed by the granule, once or often.
+    pub fn by_granule(&mut self) {
+        self.eager = true;
     }
 
     /// All edges that are kept with the pages of a run.
@@ -243,7 +252,7 @@ impl Pages {
 
     fn is_fought_over(&self, i: u32, now: u64) -> bool {
         let page = self.pages.get(&(i / PAGE));
-        page.is_some_and(|p| p.is_fought_over(now))
+        page.is_some_and(|p| p.is_fought_over(now) || self.eager && p.moved)
     }
 }
 
@@ -258,6 +267,7 @@ impl Page {
         }
         if self.by != to {
             self.heat = self.heat.saturating_add(1);
+            self.moved = true;
         }
         (self.at, self.by) = (now, to);
     }
@@ -321,6 +331,21 @@ mod tests {
         let mut edges = Vec::new();
         pages.joined((0, 1), &claim, 1, &mut edges, 0);
         assert_eq!(edges, [edge(4, 4)]);
+    }
+
+    #[test]
+    fn by_granule_the_first_change_of_hands_is_enough() {
+        let mut pages = Pages::default();
+        pages.by_granule();
+        let class = Class::nobody(2);
+        let first = Claim::new(class, 2, 0, true);
+        pages.joined((0, 64), &first, 0, &mut vec![edge(1, 1)], 0);
+        assert_eq!(pages.reach(3, 4, 0, 0), 64);
+        let second = Claim::new(first.after(0), 2, 1, true);
+        assert!(pages.wish(3, &second, COOL * 9).is_none());
+        pages.joined((3, 4), &second, 1, &mut vec![edge(1, 2)], COOL * 9);
+        assert_eq!(pages.reach(5, 6, 0, COOL * 99), 6);
+        assert!(pages.wish(5, &second, COOL * 99).is_some());
     }
 
     #[test]

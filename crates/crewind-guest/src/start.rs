@@ -136,6 +136,10 @@ pub struct Options {
     /// Replaying: the threads of a process take turns on one host thread.
     #[serde(default)]
     pub one_thread: bool,
+    /// Recording with checks: memory is taken by the granule from the first time it changes hands on, as otherwise only where that
+    /// happens often. For tests.
+    #[serde(default)]
+    pub by_granule: bool,
     /// Replaying: a debugger wants to see a process.
     #[serde(default)]
     pub debug: Option<crate::debug::DebugOptions>,
@@ -194,6 +198,7 @@ impl Default for Options {
             sharing: Sharing::Serial,
             lockstep: None,
             one_thread: false,
+            by_granule: false,
             debug: None,
             deferred: None,
         }

@@ -113,6 +113,9 @@ pub struct RecordArgs {
     /// Say where the trace is at the start as well, and what was recorded at the end.
     #[arg(short, long, action = ArgAction::SetTrue)]
     pub verbose: bool,
+    /// With checks: take memory by the granule from its first change of hands on. A mode for tests.
+    #[arg(long, hide = true)]
+    pub by_granule: bool,
     /// The program and its arguments.
     #[arg(
         required = true,

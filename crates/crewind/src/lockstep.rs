@@ -22,6 +22,7 @@ pub fn run(args: LockstepArgs) -> Result<i32> {
         start_at_signal: None,
         start_at_function: None,
         stop_after: None,
+        by_granule: false,
         sharing: crate::cli::SharingArg::Serial,
         output: Some(place.join("trace")),
         cpus: Some(1),

@@ -110,6 +110,7 @@ fn supervised(
         sharing,
         lockstep: None,
         one_thread: false,
+        by_granule: false,
         debug: None,
         deferred: Some(deferred),
     };

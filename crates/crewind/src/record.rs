@@ -60,6 +60,7 @@ pub fn record(args: &RecordArgs, lockstep: Option<LockstepOptions>) -> Result<En
         sharing: sharing(args, lockstep.is_some())?,
         lockstep,
         one_thread: false,
+        by_granule: args.by_granule,
         debug: None,
         deferred: None,
     };

@@ -140,6 +140,7 @@ fn options(trace: &TraceDir) -> Options {
         },
         lockstep: None,
         one_thread: false,
+        by_granule: false,
         debug: None,
         deferred: None,
     }

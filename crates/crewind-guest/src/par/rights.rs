@@ -13,7 +13,7 @@
 //! that became readers. They are kept by page and never forgotten: too many edges are right too, and mostly implied.
 
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use super::adapt::{self, Budget};
 use super::keys::{self, Mapped, Protect};
@@ -242,6 +242,8 @@ pub(super) struct Crew {
     inner: UnsafeCell<Inner>,
     /// By chunk: 1 once anybody had a right in it.
     touched: Vec<AtomicU8>,
+    /// Memory is taken by the granule as soon as it changes hands.
+    by_granule: AtomicBool,
 }
 
 // SAFETY: `inner` is only used by the holder of `lock`.
@@ -255,6 +257,7 @@ impl Default for Crew {
             touched: (0..RIGHTS_LEN / CHUNK as usize)
                 .map(|_| AtomicU8::new(0))
                 .collect(),
+            by_granule: AtomicBool::new(false),
         }
     }
 }
@@ -265,6 +268,10 @@ impl Crew {
         self.lock.lock();
         // SAFETY: the lock is held.
         unsafe { *self.inner.get() = Inner::default() };
+        if self.by_granule.load(Ordering::Relaxed) {
+            // SAFETY: as above.
+            unsafe { (*self.inner.get()).pages.by_granule() };
+        }
         self.lock.unlock();
         for t in &self.touched {
             t.store(0, Ordering::Relaxed);
@@ -499,6 +506,12 @@ impl Par {
         held.inner().pages.mapping_changed(at);
     }
 
+    /// From now on memory that changes hands is taken by the granule.
+    pub(crate) fn claim_by_granule(&self) {
+        self.crew.by_granule.store(true, Ordering::Relaxed);
+        self.crew_lock().inner().pages.by_granule();
+    }
+
     pub(super) fn crew_lock(&self) -> Held<'_> {
         let mut wait = Backoff::default();
         while !self.crew.lock.try_lock() {
@@ -660,6 +673,9 @@ impl Par {
         }
         let inner = held.inner();
         inner.pages = Pages::default();
+        if self.crew.by_granule.load(Ordering::Relaxed) {
+            inner.pages.by_granule();
+        }
         inner.mapped = Mapped::default();
         inner.borders = 0;
         self.shift.store(

@@ -533,6 +533,9 @@ impl Runtime {
             caches,
             &self.trace,
         )?;
+        if self.options.by_granule {
+            par.claim_by_granule();
+        }
         self.par = Some(par);
         if self.deferred.is_some() {
             crate::deferred::now_parallel();

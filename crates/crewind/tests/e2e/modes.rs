@@ -51,12 +51,13 @@ fn kernel_gives_keys() -> bool {
     }
 }
 
-/// All modes.
+/// All modes that are for tests.
 pub fn all() -> Vec<Mode> {
     include_str!("../modes.txt")
         .lines()
         .filter(|line| !line.starts_with('#') && !line.trim().is_empty())
         .map(parse)
+        .filter(|mode| !mode.cpus.is_empty())
         .collect()
 }
 
@@ -73,6 +74,7 @@ fn parse(line: &str) -> Mode {
         },
         cpus: cpus
             .split(',')
+            .filter(|n| *n != "-")
             .map(|n| n.parse().expect("vcpus are numbers"))
             .collect(),
         options: words.collect(),
