@@ -165,7 +165,7 @@ impl Pages {
     /// cycles.
     pub fn wish(&mut self, i: u32, claim: &Claim, now: u64) -> Option<Wish> {
         let page = self.pages.get_mut(&(i / PAGE))?;
-        if !page.is_fought_over(now) && !(self.eager && page.moved) {
+        if !(page.is_fought_over(now) || self.eager && page.moved) {
             return None;
         }
         let natures = page
