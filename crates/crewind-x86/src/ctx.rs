@@ -123,8 +123,8 @@ impl Ctx {
         }
     }
 
-    /// Transfers counted so far. Exact also while a stop is requested. Read from another thread it is a value that the clock
-    /// had meanwhile: no counter goes back, so the sum lies between what the clock was before and after.
+    /// Transfers counted so far. Exact also while a stop is requested. Of a thread that is running translated code it may be some
+    /// ticks ahead: loops count several rounds at once.
     pub fn clock(&self) -> u64 {
         let counters = Ctx::counters(std::ptr::from_ref(self).cast_mut()).cast::<i64>();
         (0..COUNTERS).fold(self.limit, |sum, n| {
