@@ -306,20 +306,42 @@ impl Thread {
     /// Replaying: the log has nothing more for any thread of this process, which therefore ends. In a `complete`
     /// trace it was killed from outside (SIGKILL).
     pub fn log_is_over(&mut self, complete: bool, trace: &std::path::Path) -> ! {
-        let (failure, found) = match &self.log {
-            Log::Replay(f) => (f.failure.clone(), f.consumed()),
-            _ => (None, 0),
+        let own = (self.id, self.consumed());
+        self.logs_are_over(complete, trace, &[own])
+    }
+
+    /// Records of the log that the replay has done.
+    pub fn consumed(&self) -> u64 {
+        match &self.log {
+            Log::Replay(f) => f.consumed(),
+            _ => 0,
+        }
+    }
+
+    /// As above; the threads that have come to the ends of their logs, with as many records done, are these: others wait for
+    /// them.
+    pub fn logs_are_over(
+        &mut self,
+        complete: bool,
+        trace: &std::path::Path,
+        ended: &[(crewind_trace::event::ThreadId, u64)],
+    ) -> ! {
+        let failure = match &self.log {
+            Log::Replay(f) => f.failure.clone(),
+            _ => None,
         };
         if complete && failure.is_none() {
-            let stated = records_stated(trace, self.id);
-            if found < stated {
-                crate::report::fail(
-                    Failure::TraceEnd,
-                    format_args!(
-                        "the trace is damaged: of the {stated} records of thread t{} it has only {found}, which were replayed",
-                        self.id.0
-                    ),
-                );
+            for (id, found) in ended {
+                let stated = records_stated(trace, *id);
+                if *found < stated {
+                    crate::report::fail(
+                        Failure::TraceEnd,
+                        format_args!(
+                            "the trace is damaged: of the {stated} records of thread t{} it has only {found}, which were replayed",
+                            id.0
+                        ),
+                    );
+                }
             }
             crate::runtime::Runtime::debug_failure(crate::process::end::KILLED);
             crate::process::die_of(libc::SIGKILL as u32);

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::lock::Backoff;
 use super::{Par, State};
@@ -34,7 +34,15 @@ pub struct Published {
     word: AtomicU32,
     /// Threads that sleep on `word`.
     sleepers: AtomicU32,
+    /// The progress of the replay as of which what it waits for is not there; `BUSY` while it does not wait, `FOR_EVER` when
+    /// it does nothing any more.
+    looked: AtomicU64,
+    /// Records that it has done, once it does nothing any more.
+    consumed: AtomicU64,
 }
+
+const BUSY: u64 = u64::MAX;
+const FOR_EVER: u64 = u64::MAX - 1;
 
 impl Default for Published {
     fn default() -> Self {
@@ -47,6 +55,8 @@ impl Default for Published {
             wanted_event: AtomicU64::new(u64::MAX),
             word: AtomicU32::new(0),
             sleepers: AtomicU32::new(0),
+            looked: AtomicU64::new(BUSY),
+            consumed: AtomicU64::new(0),
         }
     }
 }
@@ -137,8 +147,27 @@ pub(super) struct Registry {
     alive: AtomicUsize,
     /// Those of them that wait for others, or will do nothing any more.
     idle: AtomicUsize,
-    /// Counts what threads get done, to see that nothing moves.
+    /// Counts what threads get done. It is counted behind each change that somebody may wait for, by a thread that does not
+    /// wait itself.
     progress: AtomicU64,
+}
+
+impl Registry {
+    /// Whether nobody will ever go on: each thread has looked for what it waits for, and not found it, since the last
+    /// change. A change that is not counted yet is made by a thread that does not wait.
+    fn is_stuck(&self) -> bool {
+        // Cheap, and enough most of the time.
+        if self.idle.load(Ordering::SeqCst) < self.alive.load(Ordering::SeqCst) {
+            return false;
+        }
+        let now = self.progress.load(Ordering::SeqCst);
+        let threads = self.threads.read().unwrap_or_else(PoisonError::into_inner);
+        let waits = |p: &Arc<Published>| {
+            let looked = p.looked.load(Ordering::SeqCst);
+            p.ended.load(Ordering::SeqCst) || looked == now || looked == FOR_EVER
+        };
+        threads.values().all(waits) && self.progress.load(Ordering::SeqCst) == now
+    }
 }
 
 /// After so many rounds of waiting the other thread is told. A multiple of 64 later, again: it may have missed it.
@@ -146,10 +175,6 @@ const ASKS: u32 = 8;
 
 /// After so many rounds of waiting it is worth a line in the debug log.
 const LONG: u32 = 2000;
-
-/// So long nothing moves and everybody waits before a replay is given up. Waiting threads look again all the time, so
-/// this is only to be longer than the system may keep one from running.
-const STUCK: Duration = Duration::from_secs(3);
 
 impl Par {
     /// Notes a new thread, before it runs.
@@ -163,6 +188,7 @@ impl Par {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(th.id, p.clone());
         self.published.alive.fetch_add(1, Ordering::SeqCst);
+        self.published.progress.fetch_add(1, Ordering::SeqCst);
         th.published = Some(p);
     }
 
@@ -171,8 +197,9 @@ impl Par {
         if let Some(p) = th.published.take() {
             p.ended.store(true, Ordering::SeqCst);
             p.wake();
-            self.published.alive.fetch_sub(1, Ordering::SeqCst);
+            // As long as it counts as alive it is one that does not wait.
             self.published.progress.fetch_add(1, Ordering::SeqCst);
+            self.published.alive.fetch_sub(1, Ordering::SeqCst);
         }
     }
 
@@ -185,7 +212,7 @@ impl Par {
                 p.reached.store(th.completed + 1, Ordering::Release);
             }
             p.serve();
-            self.published.progress.fetch_add(1, Ordering::Relaxed);
+            self.published.progress.fetch_add(1, Ordering::SeqCst);
         }
     }
 
@@ -193,6 +220,7 @@ impl Par {
     pub(crate) fn finish_order(&self, th: &mut Thread) {
         if let Some(k) = th.order.take() {
             self.order.store(k, Ordering::Release);
+            self.published.progress.fetch_add(1, Ordering::SeqCst);
             self.order_word.fetch_add(1, Ordering::AcqRel);
             super::lock::futex_wake(&self.order_word, u32::MAX >> 1);
         }
@@ -303,7 +331,7 @@ impl Par {
             }
             return;
         }
-        let mut wait = Patience::new(self);
+        let mut wait = Patience::new(self, th);
         let mut target: Option<Arc<Published>> = None;
         let mut word = 0;
         loop {
@@ -377,7 +405,7 @@ impl Par {
                 &format!("event number {k} of the process, {done} are done"),
             );
         }
-        let mut wait = Patience::new(self);
+        let mut wait = Patience::new(self, th);
         loop {
             let word = self.order_word.load(Ordering::Acquire);
             let done = self.order.load(Ordering::Acquire);
@@ -412,30 +440,23 @@ impl Par {
 
     /// The thread will do nothing any more, but has not ended.
     pub(crate) fn idle_for_ever(&self, th: &mut Thread) -> ! {
-        self.publish(th, true);
+        // Where a log was cut off its thread had gone on towards an event that is not there, and others may have seen what it did
+        // on the way: it has not reached that.
+        let at_next = th.was_killed || th.upcoming().is_some();
+        self.publish(th, at_next);
+        if let Some(p) = &th.published {
+            p.consumed.store(th.consumed(), Ordering::SeqCst);
+            p.looked.store(FOR_EVER, Ordering::SeqCst);
+        }
         if sched::active() {
             let sched::Stuck = sched::wait_for_ever();
             self.stuck(th, "nothing more");
         }
         self.published.idle.fetch_add(1, Ordering::SeqCst);
-        let r = &self.published;
-        let mut quiet: Option<(Instant, u64)> = None;
-        loop {
-            std::thread::sleep(Duration::from_millis(100));
-            let now = r.progress.load(Ordering::SeqCst);
-            if r.idle.load(Ordering::SeqCst) < r.alive.load(Ordering::SeqCst) {
-                quiet = None;
-                continue;
-            }
-            match quiet {
-                Some((since, seen)) if seen == now => {
-                    if since.elapsed() > STUCK {
-                        self.stuck(th, "nothing more");
-                    }
-                }
-                _ => quiet = Some((Instant::now(), now)),
-            }
+        while !self.published.is_stuck() {
+            std::thread::sleep(Duration::from_millis(10));
         }
+        self.stuck(th, "nothing more");
     }
 
     fn other_registers(&self, th: &mut Thread) -> ! {
@@ -460,7 +481,18 @@ impl Par {
             "t{} at clock {clock} waits for {what}, and no thread goes on",
             th.id.0
         );
-        th.log_is_over(self.complete, &self.trace)
+        if th.upcoming().is_none() {
+            th.log_is_over(self.complete, &self.trace);
+        }
+        // It waits for what others did behind the ends of their logs.
+        let threads = self.published.threads.read();
+        let ended: Vec<(ThreadId, u64)> = threads
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .filter(|(_, p)| p.looked.load(Ordering::SeqCst) == FOR_EVER)
+            .map(|(id, p)| (*id, p.consumed.load(Ordering::SeqCst)))
+            .collect();
+        th.logs_are_over(self.complete, &self.trace, &ended)
     }
 }
 
@@ -469,7 +501,9 @@ struct Patience<'a> {
     par: &'a Par,
     wait: Backoff,
     counted: bool,
-    quiet: Option<(Instant, u64)>,
+    me: Option<Arc<Published>>,
+    /// The progress before the waiting thread looked for what it waits for.
+    before: u64,
     /// Nanoseconds.
     nap: i64,
 }
@@ -483,12 +517,14 @@ const FIRST_NAP: i64 = 50_000;
 const LONGEST_NAP: i64 = 4_000_000;
 
 impl<'a> Patience<'a> {
-    fn new(par: &'a Par) -> Self {
+    /// To be made before the thread looks for what it waits for.
+    fn new(par: &'a Par, th: &Thread) -> Self {
         Patience {
             par,
             wait: Backoff::default(),
             counted: false,
-            quiet: None,
+            me: th.published.clone(),
+            before: par.published.progress.load(Ordering::SeqCst),
             nap: FIRST_NAP,
         }
     }
@@ -502,39 +538,39 @@ impl<'a> Patience<'a> {
         self.wait.rounds()
     }
 
-    /// Waits a little, or until a word has another value than this; true when it is no use.
+    /// What it waits for is not there: waits a little, or until a word has another value than this. True when it is no use.
     fn snooze(&mut self, on: Option<(&AtomicU32, u32)>) -> bool {
+        let r = &self.par.published;
         if !self.naps() {
             self.wait.snooze();
+            self.before = r.progress.load(Ordering::SeqCst);
             return false;
         }
         self.wait.count();
-        let nothing = AtomicU32::new(0);
-        let (word, value) = on.unwrap_or((&nothing, 0));
-        super::lock::futex_wait(word, value, Some(self.nap));
-        self.nap = (2 * self.nap).min(LONGEST_NAP);
-        let r = &self.par.published;
+        if let Some(me) = &self.me {
+            me.looked.store(self.before, Ordering::SeqCst);
+        }
         if !self.counted {
             self.counted = true;
             r.idle.fetch_add(1, Ordering::SeqCst);
         }
-        let now = r.progress.load(Ordering::SeqCst);
-        if r.idle.load(Ordering::SeqCst) < r.alive.load(Ordering::SeqCst) {
-            self.quiet = None;
-            return false;
+        if r.is_stuck() {
+            return true;
         }
-        match self.quiet {
-            Some((since, seen)) if seen == now => since.elapsed() > STUCK,
-            _ => {
-                self.quiet = Some((Instant::now(), now));
-                false
-            }
-        }
+        let nothing = AtomicU32::new(0);
+        let (word, value) = on.unwrap_or((&nothing, 0));
+        super::lock::futex_wait(word, value, Some(self.nap));
+        self.nap = (2 * self.nap).min(LONGEST_NAP);
+        self.before = r.progress.load(Ordering::SeqCst);
+        false
     }
 
     fn done(&mut self) {
         if self.counted {
             self.counted = false;
+            if let Some(me) = &self.me {
+                me.looked.store(BUSY, Ordering::SeqCst);
+            }
             self.par.published.idle.fetch_sub(1, Ordering::SeqCst);
         }
     }

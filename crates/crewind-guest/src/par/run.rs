@@ -298,6 +298,11 @@ impl Runtime {
         par.unlock();
         let debugged = self.is_debugged();
         let exit = loop {
+            if th.upcoming().is_none() {
+                // Killed on its way to an event: how far it got is unknown, and others may have come in between.
+                par.stand_still(th);
+                par.idle_for_ever(th);
+            }
             if debugged {
                 self.look(th);
             }

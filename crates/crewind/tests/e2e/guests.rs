@@ -20,7 +20,7 @@ guests! {
     hello_dynamic hello_nopie hello_static hello_static_pie hello_asm cxx_exceptions rust_program
     sig_info sig_nested sig_altstack sig_restart sig_inherit sig_fault sig_fault_repair sig_fatal sig_overflow
     sig_timer_10000 sig_wait sig_state sig_longjmp sig_cxx_throw sig_stop_continue
-    death_computing death_abort death_segv death_kill death_kill_threads death_term kill_races
+    death_computing death_abort death_segv death_kill death_kill_threads death_term kill_races kill_contended
     ucontext_coroutines fork_tree fork_output fork_state spawn exec_chain exec_script exec_errno wait_variants
     pipes_sockets poll_select_epoll event_fds pty
     mmap_basic mmap_file mmap_written heap_brk

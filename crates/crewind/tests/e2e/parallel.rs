@@ -49,6 +49,7 @@ parallel! {
     par_tls par_syscalls par_ends par_jit par_exceptions par_malloc par_output par_openmp par_private;
     fixed:
     thread_basic thread_sync thread_races thread_cancel thread_processes thread_many thread_memory thread_cxx
+    kill_contended
 }
 
 /// Records a guest with two threads in the mode that goes over from keys to checks, replays it twice, and returns how
