@@ -138,7 +138,7 @@ impl Runtime {
                 th.in_event = false;
                 par.unlock();
                 if !par.begin(th, doing, self.shared.as_ref()) {
-                    par.idle_for_ever(th);
+                    par.idle_for_ever(th, crate::par::replay::At::Place);
                 }
             }
         }
@@ -168,7 +168,7 @@ impl Runtime {
         // SAFETY: `shared` is never changed once the process has begun.
         let shared = unsafe { crate::runtime::get() }.shared.as_ref();
         if !par.begin(th, doing, shared) {
-            par.idle_for_ever(th);
+            par.idle_for_ever(th, crate::par::replay::At::Place);
         }
         // SAFETY: the runtime lock is held.
         let rt = unsafe { crate::runtime::get() };

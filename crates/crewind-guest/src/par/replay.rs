@@ -130,6 +130,15 @@ impl From<&Exit> for Here {
     }
 }
 
+/// Where a thread does nothing any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum At {
+    /// At an event that its log does not have.
+    Event,
+    /// Anywhere.
+    Place,
+}
+
 /// Moments on the way into an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Moment {
@@ -439,10 +448,10 @@ impl Par {
     }
 
     /// The thread will do nothing any more, but has not ended.
-    pub(crate) fn idle_for_ever(&self, th: &mut Thread) -> ! {
+    pub(crate) fn idle_for_ever(&self, th: &mut Thread, at: At) -> ! {
         // Where a log was cut off its thread had gone on towards an event that is not there, and others may have seen what it did
         // on the way: it has not reached that.
-        let at_next = th.was_killed || th.upcoming().is_some();
+        let at_next = at == At::Event || th.was_killed || th.upcoming().is_some();
         self.publish(th, at_next);
         if let Some(p) = &th.published {
             p.consumed.store(th.consumed(), Ordering::SeqCst);

@@ -999,6 +999,23 @@ impl Runtime {
         Self::log_acquire_at(par, th, at, stop);
     }
 
+    /// As above, before a system call that may block: also when there is nothing to wait for. If the process is killed
+    /// in it, the log says that the thread got there, and others may have what it did on the way.
+    pub(crate) fn log_way_to(par: &Par, th: &mut Thread) {
+        let before = th.completed;
+        Self::log_acquire(par, th, Stop::Comes);
+        if th.completed == before && par.is_ordered() {
+            let at = (th.ctx().clock(), th.ctx().rip);
+            let event = Event::Sync {
+                order: None,
+                vcpu: None,
+                stop: Stop::Comes,
+                edges: Vec::new().into(),
+            };
+            th.append_sync_at(at, event);
+        }
+    }
+
     /// As above, at a position noted earlier.
     pub(crate) fn log_acquire_at(par: &Par, th: &mut Thread, at: (u64, u64), stop: Stop) {
         if th.edges.is_empty() {

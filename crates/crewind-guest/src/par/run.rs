@@ -3,7 +3,7 @@
 use std::cell::UnsafeCell;
 use std::sync::atomic::Ordering;
 
-use super::replay::{Here, Moment};
+use super::replay::{At, Here, Moment};
 use super::rights::Got;
 use super::{Caches, Par, State};
 use crate::diag::Level;
@@ -301,7 +301,7 @@ impl Runtime {
             if th.upcoming().is_none() {
                 // Killed on its way to an event: how far it got is unknown, and others may have come in between.
                 par.stand_still(th);
-                par.idle_for_ever(th);
+                par.idle_for_ever(th, At::Place);
             }
             if debugged {
                 self.look(th);
@@ -370,6 +370,10 @@ impl Runtime {
         let mut early = |th: &mut Thread, moment: Moment| th.output_early(&exit, moment, shared);
         if par.settle(th, Here::from(&exit), &mut early) {
             return self.came_in_order(th, par, exit);
+        }
+        if th.upcoming().is_none() && Here::from(&exit) == Here::Event {
+            // Killed in it.
+            par.idle_for_ever(th, At::Event);
         }
         par.runtime.lock();
         par.slot(th).become_busy(State::Parked);

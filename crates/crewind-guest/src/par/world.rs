@@ -57,7 +57,7 @@ impl Par {
             Mode::Replay => {
                 if !self.settle(th, Here::Event, &mut |_, _| ()) {
                     // Never got one before the recording ended.
-                    self.idle_for_ever(th);
+                    self.idle_for_ever(th, crate::par::replay::At::Place);
                 }
                 self.slot(th).become_busy(State::Parked);
             }

@@ -285,7 +285,7 @@ impl Runtime {
                 par.stand_still(th);
                 par.unlock();
             }
-            par.idle_for_ever(th);
+            par.idle_for_ever(th, crate::par::replay::At::Place);
         }
         if crate::sched::active() {
             self.vcpu.release();

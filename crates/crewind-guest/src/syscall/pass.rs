@@ -15,7 +15,7 @@ use crate::signal::deliver::Effect;
 use crate::start::Mode;
 use crate::thread::{Interrupted, Thread};
 use crewind_syscalls::{FdEffect, FileEffect, Mem, Output, Place, Plan, Range, Restart, Role, Row};
-use crewind_trace::event::{Event, MemWrite, Stop};
+use crewind_trace::event::{Event, MemWrite};
 use crewind_trace::{Descriptors, OutputClass};
 
 /// Operands up to this size together are copied through buffers of the runtime when other threads run
@@ -483,7 +483,7 @@ impl Runtime {
         let Some(par) = self.par else {
             return self.vcpu.release();
         };
-        Self::log_acquire(par, th, Stop::Comes);
+        Self::log_way_to(par, th);
         th.in_call = true;
         par.give_vcpu(th);
         th.in_event = false;
