@@ -449,6 +449,7 @@ impl Runtime {
     /// Recording: gives the vcpu up at a tick and takes it again.
     pub fn preempt(&mut self, th: &mut Thread) {
         let (clock, pc, regs) = (th.ctx().clock(), th.ctx().rip, th.reg_hash());
+        self.log_way_out(th);
         self.vcpu.release();
         let turn = self.vcpu.acquire();
         // Else the timer asks a thread that waits, and this one spins for ever.
@@ -456,18 +457,45 @@ impl Runtime {
         th.append_at(clock, pc, regs, Event::Preempt { turn });
     }
 
+    /// Recording with threads that take turns: the thread is about to give the vcpu away here. If the process is killed
+    /// before it goes on, nothing else says that it got this far. The turn that it still has tells this from a preemption
+    /// that is over.
+    pub(crate) fn log_way_out(&mut self, th: &mut Thread) {
+        if !self.multi() || self.in_vfork || matches!(th.log, crate::log::Log::Off) {
+            return;
+        }
+        let (clock, pc, regs) = (th.ctx().clock(), th.ctx().rip, th.reg_hash());
+        let turn = self.vcpu.serving();
+        th.append_at(clock, pc, regs, Event::Preempt { turn });
+    }
+
     /// Replaying: does the same at the same place.
     pub fn replay_preempt(&mut self, th: &mut Thread) {
-        let regs = th.reg_hash();
-        let Some(r) = self.take_record(th) else {
-            return;
-        };
-        if r.regs != regs || r.pc != th.ctx().rip {
-            self.diverged(th, &r, "a preemption with other registers");
-        }
-        if let Event::Preempt { turn } = r.event {
-            self.vcpu.release();
-            self.wait_turn(th, turn);
+        let (clock, pc, regs) = (th.ctx().clock(), th.ctx().rip, th.reg_hash());
+        loop {
+            let Some(r) = self.take_record(th) else {
+                return;
+            };
+            if r.regs != regs || r.pc != pc {
+                self.diverged(th, &r, "a preemption with other registers");
+            }
+            let Event::Preempt { turn } = r.event else {
+                return;
+            };
+            if turn != self.vcpu.serving() {
+                self.vcpu.release();
+                return self.wait_turn(th, turn);
+            }
+            // It is about to give the vcpu away. What came of that is next, if it was told.
+            match th.upcoming() {
+                None => self.end_of_log(th),
+                Some(next) if (next.clock, next.pc) != (clock, pc) => return,
+                Some(next) => match &next.event {
+                    Event::Preempt { .. } => {}
+                    Event::Killed => self.park(th),
+                    _ => return,
+                },
+            }
         }
     }
 

@@ -157,9 +157,10 @@ pub enum Event<'a> {
         /// `true` when the guest's own instruction raised it (replay meets it by itself).
         synchronous: bool,
     },
-    /// The thread gave its vcpu up at a tick and came back.
+    /// The thread gave its vcpu up at a tick and came back; or is about to give it up, at a tick or in a system call that may block
+    /// (since format 5).
     Preempt {
-        /// Number of the turn it came back with.
+        /// Number of the turn it came back with; of the one that it still has.
         turn: u64,
     },
     /// The thread created a process.

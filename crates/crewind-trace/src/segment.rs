@@ -26,7 +26,7 @@ use crate::event::ThreadId;
 /// Version of the trace format. Raised whenever a trace written by the new code would be misread or
 /// refused by the old code, or the other way round: a changed meaning or layout of anything stored, a
 /// new kind of event. Old versions stay readable, or are refused by name.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 
 /// Size of both kinds of header.
 pub(crate) const HEADER_LEN: usize = 128;

@@ -481,6 +481,7 @@ impl Runtime {
     pub fn release_vcpu(&mut self, th: &mut Thread) {
         th.log_shared();
         let Some(par) = self.par else {
+            self.log_way_out(th);
             return self.vcpu.release();
         };
         Self::log_way_to(par, th);

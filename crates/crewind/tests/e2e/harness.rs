@@ -184,13 +184,7 @@ impl Case {
     /// Runs it in each way to record that `modes` lists, `rounds` times each; panics on failure. A mode that this
     /// machine lacks is a skip.
     pub fn run_in_modes(&self, rounds: usize) {
-        self.run_in_modes_but(&[], rounds);
-    }
-
-    /// As above, without the modes with these names.
-    pub fn run_in_modes_but(&self, not: &[&str], rounds: usize) {
-        let modes = crate::modes::all();
-        for mode in modes.iter().filter(|m| !not.contains(&m.name.as_str())) {
+        for mode in crate::modes::all() {
             if let Some(missing) = mode.missing() {
                 note_skip(&format!("{}-{}", self.name, mode.name), missing);
                 continue;

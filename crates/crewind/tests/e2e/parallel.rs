@@ -54,14 +54,7 @@ parallel! {
 /// Processes that are killed while their threads share memory replay to where they were killed.
 #[test]
 fn killed_while_memory_is_contended() {
-    guest("kill_contended").run_in_modes_but(&["serial"], 3);
-}
-
-/// With threads that take turns they do not yet: where a thread was interrupted is logged when it goes on, which it did not.
-#[test]
-#[ignore = "known failure: an interruption is not logged before the thread goes on"]
-fn killed_while_threads_take_turns() {
-    guest("kill_contended").run_in_modes(1);
+    guest("kill_contended").run_in_modes(3);
 }
 
 /// Records a guest with two threads in the mode that goes over from keys to checks, replays it twice, and returns how
