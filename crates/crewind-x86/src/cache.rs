@@ -319,13 +319,17 @@ impl CodeCache {
     }
 
     /// Where the translation begins that a link lies in.
-    pub(crate) fn begin_of(&self, link: LinkId, generation: u64) -> Option<u64> {
-        let field = self
-            .links
-            .field(link)
-            .filter(|_| generation == self.generation)?;
+    fn begin_of(&self, link: LinkId) -> Option<u64> {
+        let field = self.links.field(link)?;
         let n = self.frags.partition_point(|f| f.host <= field);
         self.frags.get(n.checked_sub(1)?).map(|f| f.pc & !MARKS)
+    }
+
+    /// A pc with the mark of the link that led there.
+    fn marked(&self, pc: u64, from: Option<(LinkId, u64)>) -> u64 {
+        let link = from.filter(|(_, generation)| *generation == self.generation);
+        let target = link.and_then(|(link, _)| self.links.target(link));
+        self.translatable(pc | target.map_or(0, |t| t & MARKS))
     }
 
     /// A pc without a mark that there was no loop for.
@@ -336,9 +340,9 @@ impl CodeCache {
         }
     }
 
-    /// Whether running from `pc` needs something translated first.
-    pub(crate) fn lacks(&self, pc: u64, indirect: bool) -> bool {
-        let pc = self.translatable(pc);
+    /// Whether running from `pc`, reached by that link, needs something translated first.
+    pub(crate) fn lacks(&self, pc: u64, from: Option<(LinkId, u64)>, indirect: bool) -> bool {
+        let pc = self.marked(pc, from);
         match self.by_pc.get(pc, &self.frags) {
             None => true,
             Some(id) => {
@@ -358,19 +362,21 @@ impl CodeCache {
         })
     }
 
-    /// The translation of `pc`, which may have one of the `MARKS`, made if there is none. A mark is left out where it turns
-    /// out that there is no such loop. `via` is where the translation begins that jumps back to the loop's head.
+    /// The translation of `pc`, reached by that link, made if there is none: one for a loop if the link's target has one of
+    /// the `MARKS`, and there turns out to be such a loop.
     pub(crate) fn frag_at(
         &mut self,
         pc: u64,
-        via: Option<u64>,
+        from: Option<(LinkId, u64)>,
         src: &dyn CodeSource,
         purpose: Purpose,
     ) -> Result<FragId, FetchFault> {
-        let pc = self.translatable(pc);
+        let pc = self.marked(pc, from);
         if let Some(id) = self.by_pc.get(pc, &self.frags) {
             return Ok(id);
         }
+        let link = from.filter(|_| pc & MARKS != 0);
+        self.tr.via = link.and_then(|(link, _)| self.begin_of(link));
         self.make_room();
         let made_for = match (pc & MARKS, self.cfg.options.inline_lookup) {
             (0, true) => purpose,
@@ -378,7 +384,6 @@ impl CodeCache {
             (LOOP, _) => Purpose::Loop(Calls::End),
             _ => Purpose::Loop(Calls::Followed),
         };
-        self.tr.via = via;
         self.translate(pc & !MARKS, src, made_for)?;
         if self.tr.in_vain() {
             self.vain.insert(pc);

@@ -125,6 +125,11 @@ impl Cells {
 
 pub(crate) const RCX: u8 = 1;
 
+/// Conditions of jumps, as in their opcodes.
+pub(crate) const EQUAL: u8 = 4;
+pub(crate) const NOT_EQUAL: u8 = 5;
+pub(crate) const NOT_NEGATIVE: u8 = 9;
+
 /// Encodes `Buf::flagless_update` for an address, without allocating. Returns its length.
 pub(crate) fn flagless_update_at(out: &mut [u8; 24], at: u64, clk: Cell, by: i8) -> usize {
     match clk {
@@ -401,7 +406,7 @@ impl Buf {
         }
     }
 
-    /// A jump with a condition to the place at `pos`; `None`: in any case.
+    /// A jump with a condition (as in its opcode) to the place at `pos`; `None`: in any case.
     pub(crate) fn jump_back(&mut self, cc: Option<u8>, pos: usize) {
         match cc {
             Some(cc) => self.put(&[0x0f, 0x80 | cc]),
@@ -416,6 +421,20 @@ impl Buf {
         self.put(&[0x0f, 0x80 | cc]);
         self.put32(0);
         self.pos() - 4
+    }
+
+    /// A jump that is taken unless rcx is 0, without looking at flags. Returns its field as `jump_ahead` does.
+    pub(crate) fn jump_ahead_unless_rcx_is_0(&mut self) -> usize {
+        // jrcxz over a jump
+        self.put(&[0xe3, 5, 0xe9]);
+        self.put32(0);
+        self.pos() - 4
+    }
+
+    /// `lea rcx, [rcx + disp]`
+    pub(crate) fn add_to_rcx(&mut self, disp: i32) {
+        self.put(&[0x48, 0x8d, 0x89]);
+        self.put32(disp);
     }
 
     /// Nops, so that what follows is at a multiple of 16. Returns how many bytes.

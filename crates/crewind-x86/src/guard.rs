@@ -10,7 +10,7 @@
 //! them, as the clock's update does; else it works with `rorx`, `pext` and `jrcxz`, or saves the flags in rax.
 
 use crate::checks::{Checked, FOUR_GRANULES, TWO_GRANULES};
-use crate::emit::{Cell, RCX};
+use crate::emit::{Cell, NOT_EQUAL, RCX};
 use crate::insn::Class;
 use crate::recover::Owed;
 use crate::rights::Dest;
@@ -194,9 +194,8 @@ impl Translator {
         };
         let Some(d) = decs.get(n) else { return };
         let uses = self.plan.uses.get(n).copied().unwrap_or_default();
-        let far = d.insn.is_ip_rel_memory_operand() && d.insn.ip_rel_memory_address() >= 1 << 31;
         let fused = decs.get(n + 1).is_some_and(|j| j.class == Class::Jcc);
-        if d.class != Class::Plain || far || fused || uses.read >> held & 1 != 0 {
+        if d.class != Class::Plain || d.is_far() || fused || uses.read >> held & 1 != 0 {
             self.give_back();
         }
     }
@@ -290,10 +289,7 @@ impl Translator {
             self.checks.held = None;
         }
         let len = self.buf.pos() - start;
-        match back.or(self.checks.held) {
-            Some(reg) => self.map.check(len, reg),
-            None => self.map.pad(len),
-        }
+        self.map.code(len, back.or(self.checks.held));
         let special = self.special(d, n, id);
         let first = self.ids.test + self.checks.tests.len() as u32;
         self.checks.tests.extend_from_slice(&self.plan.pending);
@@ -431,9 +427,7 @@ impl Translator {
                     self.buf.put32(mask as i32);
                 }
             }
-            self.buf.put(&[0x0f, 0x85]);
-            self.buf.put32(0);
-            return self.buf.pos() - 4;
+            return self.buf.jump_ahead(NOT_EQUAL);
         }
         debug_assert_eq!(s, RCX);
         let add = match at {
@@ -488,10 +482,7 @@ impl Translator {
                 self.buf.put32(a as i32);
             }
         }
-        // jrcxz over a jump
-        self.buf.put(&[0xe3, 5, 0xe9]);
-        self.buf.put32(0);
-        self.buf.pos() - 4
+        self.buf.jump_ahead_unless_rcx_is_0()
     }
 
     /// The low 32 bits of an address into `s`, without flags. True if the FS base is still to be added.

@@ -63,6 +63,14 @@ impl MapWriter {
         }
     }
 
+    /// One or the other.
+    pub(crate) fn code(&mut self, host: usize, borrowed: Option<u8>) {
+        match borrowed {
+            Some(reg) => self.check(host, reg),
+            None => self.pad(host),
+        }
+    }
+
     /// What the clock is ahead by from here on.
     pub(crate) fn owed(&mut self, owed: Owed) {
         self.bytes

@@ -36,25 +36,21 @@ impl CodeCache {
         unsafe { resume_request(ctx) };
         // SAFETY: see above.
         let start = unsafe { (*ctx).rip };
-        let came = self.came.take().filter(|c| c.pc & !MARKS == start);
+        let came = self.came.take().filter(|c| c.pc == start);
         let mut from: Option<(LinkId, u64)> = came.and_then(|c| c.from);
         let mut indirect = came.is_some_and(|c| c.indirect);
-        let mut mark = came.map_or(0, |c| c.pc & MARKS);
         // SAFETY: see above.
         match unsafe { self.passed(ctx, src) } {
             Some(Left::Exit(Exit::Stepped)) | None => {}
             Some(Left::Exit(e)) => return e,
-            Some(Left::Link(l)) => {
-                mark = self.mark_of(l);
-                from = Some((l, self.generation));
-            }
+            Some(Left::Link(l)) => from = Some((l, self.generation)),
             Some(Left::Ticked) => {}
             Some(Left::Indirect) => indirect = true,
         }
         loop {
             // SAFETY: see above.
-            let pc = unsafe { (*ctx).rip } | std::mem::take(&mut mark);
-            if self.deferred && self.lacks(pc, indirect) {
+            let pc = unsafe { (*ctx).rip };
+            if self.deferred && self.lacks(pc, from, indirect) {
                 self.came = Some(Came { pc, from, indirect });
                 return Exit::Untranslated;
             }
@@ -63,8 +59,7 @@ impl CodeCache {
             } else {
                 Purpose::Direct
             };
-            let via = from.and_then(|(link, generation)| self.begin_of(link, generation));
-            let id = match self.frag_at(pc, via, src, purpose) {
+            let id = match self.frag_at(pc, from, src, purpose) {
                 Ok(id) => id,
                 Err(f) => return Exit::FetchFault { addr: f.addr },
             };
@@ -84,10 +79,7 @@ impl CodeCache {
             // SAFETY: see above.
             match unsafe { self.leave(ctx, src) } {
                 Left::Exit(e) => return e,
-                Left::Link(l) => {
-                    mark = self.mark_of(l);
-                    from = Some((l, self.generation));
-                }
+                Left::Link(l) => from = Some((l, self.generation)),
                 Left::Ticked => {}
                 Left::Indirect => indirect = true,
             }
@@ -105,7 +97,7 @@ impl CodeCache {
     ) -> Result<(), FetchFault> {
         // SAFETY: valid by contract.
         let rip = unsafe { (*ctx).rip };
-        let came = self.came.filter(|c| c.pc & !MARKS == rip);
+        let came = self.came.filter(|c| c.pc == rip);
         let indirect = came.is_some_and(|c| c.indirect);
         let purpose = if indirect {
             Purpose::Indirect
@@ -113,8 +105,7 @@ impl CodeCache {
             Purpose::Direct
         };
         let from = came.and_then(|c| c.from);
-        let via = from.and_then(|(link, generation)| self.begin_of(link, generation));
-        let id = self.frag_at(came.map_or(rip, |c| c.pc), via, src, purpose)?;
+        let id = self.frag_at(rip, from, src, purpose)?;
         if indirect && self.cfg.options.inline_lookup {
             self.ensure_entry(id, src);
         }
@@ -388,11 +379,6 @@ impl CodeCache {
                 _ => Left::Exit(Exit::Fault),
             }
         }
-    }
-
-    /// The mark on a link's target.
-    fn mark_of(&self, link: LinkId) -> u64 {
-        self.links.target(link).map_or(0, |t| t & MARKS)
     }
 
     fn site_exit(&self, ctx: &mut Ctx, src: &dyn CodeSource, arg: u32) -> Exit {

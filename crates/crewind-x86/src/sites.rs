@@ -10,7 +10,7 @@
 use crate::api::CodeSource;
 use crate::cache::CodeCache;
 use crate::ctx::{BUDGET, Ctx};
-use crate::emit::RCX;
+use crate::emit::{EQUAL, RCX};
 use crate::insn::decoder_options;
 use crate::liveness;
 use crate::recover;
@@ -68,9 +68,7 @@ impl Translator {
                 self.buf.add32(RCX, clk);
             }
             self.buf.load(RCX, c.scratch);
-            self.buf.put(&[0x0f, 0x84]);
-            self.buf.put32(0);
-            self.buf.pos() - 4
+            self.buf.jump_ahead(EQUAL)
         } else {
             self.buf.store(c.scratch.plus(8), RDX);
             self.buf.load32(RCX, c.disarm);

@@ -135,6 +135,10 @@ impl Dec {
     fn len(&self) -> usize {
         self.insn.len()
     }
+    /// Whether it has a rip-relative operand that may be out of reach of the cache.
+    pub(crate) fn is_far(&self) -> bool {
+        self.insn.is_ip_rel_memory_operand() && self.insn.ip_rel_memory_address() >= 1 << 31
+    }
     fn raw(&self) -> &[u8] {
         self.bytes.get(..self.insn.len()).unwrap_or(&self.bytes)
     }
@@ -403,28 +407,18 @@ impl Translator {
                 self.ranges
                     .push((insn.ip(), insn.ip().saturating_add(read)));
             }
-            match class {
-                Class::Plain | Class::RdFsBase => {}
+            let to = match class {
+                Class::Plain | Class::RdFsBase => None,
                 Class::Jcc | Class::Jmp if target == start && self.unrolls(src, start, copies) => {
                     copies += 1;
-                    let Ok(s) = fetch(src, start) else { break };
-                    self.ranges.push((run_start, next));
-                    (slice, pc, origin, run_start) = (s, start, start, start);
-                    dec = Decoder::with_ip(64, slice, pc, self.decoder_options);
-                    // Marks the jump as followed.
-                    self.fallthrough = Some(start);
-                    continue;
+                    Some(start)
                 }
-                Class::Jcc if target >= next && self.goes_by(target) => {
-                    let Ok(s) = fetch(src, target) else { break };
-                    self.ranges.push((run_start, next));
-                    (slice, pc, origin, run_start) = (s, target, target, target);
-                    dec = Decoder::with_ip(64, slice, pc, self.decoder_options);
-                    self.fallthrough = Some(target);
-                    continue;
-                }
+                Class::Jcc if target >= next && self.goes_by(target) => Some(target),
                 Class::Jcc
-                    if target >= next && self.options.superblocks && self.decs.len() < max => {}
+                    if target >= next && self.options.superblocks && self.decs.len() < max =>
+                {
+                    None
+                }
                 Class::Jcc | Class::CountJump | Class::Trap => {
                     self.fallthrough = Some(next);
                     break;
@@ -435,25 +429,21 @@ impl Translator {
                         && self.purpose != Purpose::Step
                         && (self.is_loop() || self.decs.len() < max / 2 && !known(target)) =>
                 {
-                    let Ok(s) = fetch(src, target) else { break };
-                    self.ranges.push((run_start, next));
-                    (slice, pc, origin, run_start) = (s, target, target, target);
-                    dec = Decoder::with_ip(64, slice, pc, self.decoder_options);
-                    // Marks the jump as followed.
-                    self.fallthrough = Some(target);
-                    continue;
+                    Some(target)
                 }
-                _ => {
-                    let Some(to) = self.followed(src, &insn, class) else {
-                        break;
-                    };
-                    let Ok(s) = fetch(src, to) else { break };
-                    self.ranges.push((run_start, next));
-                    (slice, pc, origin, run_start) = (s, to, to, to);
-                    dec = Decoder::with_ip(64, slice, pc, self.decoder_options);
-                    self.fallthrough = Some(to);
-                    continue;
-                }
+                _ => match self.followed(src, &insn, class) {
+                    None => break,
+                    to => to,
+                },
+            };
+            if let Some(to) = to {
+                let Ok(s) = fetch(src, to) else { break };
+                self.ranges.push((run_start, next));
+                (slice, pc, origin, run_start) = (s, to, to, to);
+                dec = Decoder::with_ip(64, slice, pc, self.decoder_options);
+                // Marks the transfer as followed.
+                self.fallthrough = Some(to);
+                continue;
             }
             if self.purpose == Purpose::Step {
                 self.fallthrough = Some(pc);
@@ -802,9 +792,19 @@ impl Translator {
 
     /// The counter for the next tick.
     fn next_clock(&mut self) -> Cell {
+        let n = self.next_counter();
+        self.clock_of(n)
+    }
+
+    /// Its number.
+    fn next_counter(&mut self) -> u8 {
         let n = self.ticks_emitted % COUNTERS as u32;
         self.ticks_emitted = self.ticks_emitted.wrapping_add(1);
-        self.cells.clk.plus(8 * n)
+        n as u8
+    }
+
+    fn clock_of(&self, counter: u8) -> Cell {
+        self.cells.clk.plus(8 * u32::from(counter))
     }
 
     /// The rel32 field of a jump to a stub that leaves because the transfer of the link with this index found the limit.
@@ -984,8 +984,7 @@ impl Translator {
         let bias = u64::from(self.loop_is_fast);
         let minus = bias.wrapping_sub(pc);
         if let Ok(disp) = i32::try_from(minus as i64) {
-            self.buf.put(&[0x48, 0x8d, 0x89]);
-            self.buf.put32(disp);
+            self.buf.add_to_rcx(disp);
         } else {
             const RDX: u8 = 2;
             self.buf.store(o.scratch.plus(8), RDX);

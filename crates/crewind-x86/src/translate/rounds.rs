@@ -19,11 +19,10 @@
 //!
 //! If there is a register that the loop does not use, checks have it all the time, and it is loaded again where the loop is left.
 
-use super::{Calls, Class, Dec, MAX_CHECKED, MAX_CODE, MAX_INSN, Purpose, Translator, condition};
+use super::{Class, Dec, MAX_CHECKED, MAX_CODE, MAX_INSN, Translator, condition};
 use super::{fits_push, unroll::COPIES};
 use crate::api::CodeSource;
-use crate::ctx::COUNTERS;
-use crate::emit::{Cell, RCX};
+use crate::emit::{Cell, EQUAL, NOT_NEGATIVE, RCX};
 use crate::recover::Owed;
 use crate::rights::Special;
 use iced_x86::{Code, Instruction, OpKind, Register};
@@ -177,11 +176,11 @@ impl Translator {
         if !decs.len().is_multiple_of(body) || ticks > MOST_TICKS {
             return false;
         }
-        let counter = (self.ticks_emitted % COUNTERS as u32) as u8;
-        let clk = self.next_clock();
+        let counter = self.next_counter();
+        let clk = self.clock_of(counter);
         self.lend(decs.get(..body).unwrap_or(decs));
         let pad = self.buf.align_loop();
-        self.note_code(pad);
+        self.map.code(pad, self.checks.held);
         let head = self.buf.pos();
         let poked = self.calm.map(|calm| {
             self.buf.compare_zero(calm);
@@ -189,7 +188,7 @@ impl Translator {
         });
         self.buf.add(clk, ticks as i8);
         let slow = self.buf.jump_ahead(NOT_NEGATIVE);
-        self.note_code(self.buf.pos() - head);
+        self.map.code(self.buf.pos() - head, self.checks.held);
         let mut owed = Owed {
             counter,
             ticks: ticks as u8,
@@ -260,20 +259,17 @@ impl Translator {
             });
         };
         match d.class {
-            Class::Jcc if !back && self.is_taken(d, next) => {
-                let field = self.buf.jump_ahead(condition(d) ^ 1);
-                out(Some(field), Target::Pc(d.insn.next_ip()));
+            Class::Jcc if back && next.is_none() => {
+                self.buf.jump_back(Some(condition(d)), head);
+                out(None, Target::Pc(d.insn.next_ip()));
             }
-            Class::Jcc if !back => {
-                out(Some(self.buf.jump_ahead(condition(d))), Target::Pc(target));
-            }
-            Class::Jcc if next.is_some() => {
+            // To the next copy, too.
+            Class::Jcc if self.is_taken(d, next) => {
                 let field = self.buf.jump_ahead(condition(d) ^ 1);
                 out(Some(field), Target::Pc(d.insn.next_ip()));
             }
             Class::Jcc => {
-                self.buf.jump_back(Some(condition(d)), head);
-                out(None, Target::Pc(d.insn.next_ip()));
+                out(Some(self.buf.jump_ahead(condition(d))), Target::Pc(target));
             }
             Class::Jmp if next.is_none() => self.buf.jump_back(None, head),
             Class::Jmp => {}
@@ -304,17 +300,8 @@ impl Translator {
 
     /// Takes a value from rcx, without touching flags, and leaves if that is not 0. Returns the rel32 field.
     fn unless_rcx_is(&mut self, value: u64) -> usize {
-        self.add_to_rcx((value as u32).wrapping_neg() as i32);
-        // jrcxz over a jump
-        self.buf.put(&[0xe3, 5, 0xe9]);
-        self.buf.put32(0);
-        self.buf.pos() - 4
-    }
-
-    /// lea rcx, [rcx + disp]
-    fn add_to_rcx(&mut self, disp: i32) {
-        self.buf.put(&[0x48, 0x8d, 0x89]);
-        self.buf.put32(disp);
+        self.buf.add_to_rcx((value as u32).wrapping_neg() as i32);
+        self.buf.jump_ahead_unless_rcx_is_0()
     }
 
     /// Lends checks a register for the whole loop, if all of them can use the same one.
@@ -322,18 +309,15 @@ impl Translator {
         if self.guard.is_none() || self.unchecked {
             return;
         }
-        let far = |d: &Dec| {
-            d.insn.is_ip_rel_memory_operand() && d.insn.ip_rel_memory_address() >= 1 << 31
-        };
         let mut used = 1u16 << RSP;
-        if self.purpose == Purpose::Loop(Calls::Followed) {
+        if self.follows_calls() {
             // Calls need it.
             used |= 1 << RCX;
         }
         for (n, d) in body.iter().enumerate() {
             let uses = self.plan.uses.get(n).copied().unwrap_or_default();
             used |= uses.read | uses.set;
-            if self.plan.special(n) != Special::None || far(d) {
+            if self.plan.special(n) != Special::None || d.is_far() {
                 return;
             }
         }
@@ -350,14 +334,6 @@ impl Translator {
     fn load_lent(&mut self) {
         if let Some(reg) = self.checks.held.filter(|_| self.checks.pinned) {
             self.buf.load(reg, self.cells.borrowed);
-        }
-    }
-
-    /// Code in front of an instruction.
-    fn note_code(&mut self, len: usize) {
-        match self.checks.held {
-            Some(reg) => self.map.check(len, reg),
-            None => self.map.pad(len),
         }
     }
 
@@ -380,7 +356,7 @@ impl Translator {
                 self.jump_link(target);
             }
             Target::Indirect(expected) => {
-                self.add_to_rcx(expected as u32 as i32);
+                self.buf.add_to_rcx(expected as u32 as i32);
                 self.buf.store(self.cells.target, RCX);
                 self.buf.flagless_update(clk, back);
                 self.load_lent();
@@ -392,6 +368,3 @@ impl Translator {
 }
 
 const RSP: u8 = 4;
-/// Conditions of jumps, as in their opcodes.
-const EQUAL: u8 = 4;
-const NOT_NEGATIVE: u8 = 9;
