@@ -165,7 +165,7 @@ impl Pages {
     /// cycles.
     pub fn wish(&mut self, i: u32, claim: &Claim, now: u64) -> Option<Wish> {
         let page = self.pages.get_mut(&(i / PAGE))?;
-        if !(page.is_fought_over(now) || self.eager && page.moved) {
+        if !page.is_fought_over(now, self.eager) {
             return None;
         }
         let natures = page
@@ -200,6 +200,14 @@ impl Pages {
     /// From now on what changes hands is claimed by the granule, once or often.
     pub fn by_granule(&mut self) {
         self.eager = true;
+    }
+
+    /// Nothing is known any more; how memory is claimed stays.
+    pub fn clear(&mut self) {
+        *self = Pages {
+            eager: self.eager,
+            ..Pages::default()
+        };
     }
 
     /// All edges that are kept with the pages of a run.
@@ -252,13 +260,14 @@ impl Pages {
 
     fn is_fought_over(&self, i: u32, now: u64) -> bool {
         let page = self.pages.get(&(i / PAGE));
-        page.is_some_and(|p| p.is_fought_over(now) || self.eager && p.moved)
+        page.is_some_and(|p| p.is_fought_over(now, self.eager))
     }
 }
 
 impl Page {
-    fn is_fought_over(&self, now: u64) -> bool {
-        self.heat >= HOT && now.wrapping_sub(self.at) < COOL
+    /// `eager`: one change of hands is enough.
+    fn is_fought_over(&self, now: u64, eager: bool) -> bool {
+        self.heat >= HOT && now.wrapping_sub(self.at) < COOL || eager && self.moved
     }
 
     fn changed_hands(&mut self, to: usize, now: u64) {

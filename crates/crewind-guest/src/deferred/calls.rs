@@ -301,33 +301,29 @@ impl Runtime {
     }
 
     fn rec_owner(&mut self, th: &mut Thread, call: &Call) -> Flow {
-        let missed = match &mut self.deferred {
-            Some(state) => {
-                let counter = state.calls.counters.entry(th.region.number);
-                counter.or_default().read(&mut self.fds)
-            }
-            None => 0,
+        let phase = phase();
+        if !matches!(phase, Phase::Recording | Phase::Following) {
+            return self.emulated(th, call, -i64::from(libc::EINVAL));
+        }
+        let Some(state) = &mut self.deferred else {
+            return Flow::Go;
         };
+        let calls = &mut state.calls;
+        let counter = calls.counters.entry(th.region.number).or_default();
         let step = Step {
             branches: call.clock.saturating_sub(th.region.since),
-            missed,
+            missed: counter.read(&mut self.fds),
             thread: th.region.number,
             pc: call.pc,
         };
-        let ret = match phase() {
-            Phase::Recording => {
-                let Some(state) = &mut self.deferred else {
-                    return Flow::Go;
-                };
-                if state.calls.steps.len() < MOST_STEPS {
-                    state.calls.steps.push(step);
-                    0
-                } else {
-                    -libc::ENOSPC
-                }
-            }
-            Phase::Following => return self.follow(th, call, step),
-            Phase::Off | Phase::Changing | Phase::Finishing => -libc::EINVAL,
+        if phase == Phase::Following {
+            return self.follow(th, call, step);
+        }
+        let ret = if calls.steps.len() < MOST_STEPS {
+            calls.steps.push(step);
+            0
+        } else {
+            -libc::ENOSPC
         };
         self.emulated(th, call, ret.into())
     }
@@ -401,12 +397,13 @@ impl Runtime {
             // Only what lies between two steps of a thread: where it was when the region began is chance, and how threads
             // come to life depends on what the process did before.
             let last = calls.compared.insert(me, (step.branches, next.branches));
-            let last = last.filter(|(_, wanted)| *wanted != 0 && next.branches != 0);
-            let (found, wanted) = last.map_or((0, 0), |(found, wanted)| {
-                let since = |now: u64, then| now.wrapping_sub(then);
-                (since(step.branches, found), since(next.branches, wanted))
-            });
-            if found != wanted {
+            if let Some((found, wanted)) = last
+                && wanted != 0
+                && next.branches != 0
+                && let found = step.branches.wrapping_sub(found)
+                && let wanted = next.branches.wrapping_sub(wanted)
+                && found != wanted
+            {
                 return never(
                     libc::ERANGE,
                     format!(

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::checkpoint::{Checkpoint, Doing, Of, Shown};
 use super::is_start;
 use crate::par::Par;
+use crate::par::replay::At;
 use crate::process::clone::{Begins, Birth};
 use crate::runtime::Runtime;
 use crate::start::Failure;
@@ -138,7 +139,7 @@ impl Runtime {
                 th.in_event = false;
                 par.unlock();
                 if !par.begin(th, doing, self.shared.as_ref()) {
-                    par.idle_for_ever(th, crate::par::replay::At::Place);
+                    par.idle_for_ever(th, At::Place);
                 }
             }
         }
@@ -168,7 +169,7 @@ impl Runtime {
         // SAFETY: `shared` is never changed once the process has begun.
         let shared = unsafe { crate::runtime::get() }.shared.as_ref();
         if !par.begin(th, doing, shared) {
-            par.idle_for_ever(th, crate::par::replay::At::Place);
+            par.idle_for_ever(th, At::Place);
         }
         // SAFETY: the runtime lock is held.
         let rt = unsafe { crate::runtime::get() };

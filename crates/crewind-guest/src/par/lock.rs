@@ -1,6 +1,7 @@
 //! Waiting: spinning, yielding, sleeping. Two threads on one core must not spin at each other for a time slice.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Spins, then gives the core up.
 #[derive(Default)]
@@ -81,6 +82,16 @@ impl Lock {
             futex_wake(&self.word, 1);
         }
     }
+}
+
+/// A look at what a lock of std's guards. Whoever panicked with it has ended the process, so what is there is whole.
+pub fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The same, for a change.
+pub fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Sleeps while `word` has this value, at most `nanoseconds`.

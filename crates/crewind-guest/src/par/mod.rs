@@ -26,8 +26,8 @@ pub mod run;
 pub mod world;
 
 use std::cell::UnsafeCell;
+use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{PoisonError, RwLock};
 
 use crate::start::{Mode, Sharing};
 use crate::thread::Thread;
@@ -411,8 +411,7 @@ impl Par {
     pub(crate) fn note_end(&self, th: &Thread) {
         if !th.unordered && ORDERED.load(Ordering::Relaxed) {
             let order = self.order.load(Ordering::Acquire);
-            let mut ends = self.ends.write().unwrap_or_else(PoisonError::into_inner);
-            ends.note(th.id, order);
+            lock::write(&self.ends).note(th.id, order);
         }
     }
 

@@ -1,7 +1,6 @@
 //! Recordings of a part of a run: a process has its parallel state from its second thread on, and rights only while it
 //! is recorded.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::replay::Here;
@@ -35,10 +34,7 @@ impl Par {
         }
         self.crew.reset();
         self.order.store(0, Ordering::Release);
-        self.ends
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        super::lock::write(&self.ends).clear();
         self.most.store(vcpus, Ordering::Release);
         ORDERED.store(vcpus > 1, Ordering::Release);
         Ok(())

@@ -6,10 +6,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use super::lock::Backoff;
+use super::lock::{Backoff, read, write};
 use super::{Par, State};
 use crate::diag::Level;
 use crate::sched::{self, Wait};
@@ -170,7 +170,7 @@ impl Registry {
             return false;
         }
         let now = self.progress.load(Ordering::SeqCst);
-        let threads = self.threads.read().unwrap_or_else(PoisonError::into_inner);
+        let threads = read(&self.threads);
         let waits = |p: &Arc<Published>| {
             let looked = p.looked.load(Ordering::SeqCst);
             p.ended.load(Ordering::SeqCst) || looked == now || looked == FOR_EVER
@@ -191,11 +191,7 @@ impl Par {
         let p = Arc::new(Published::default());
         p.vcpu.store(u32::from(th.vcpu), Ordering::Relaxed);
         p.clock.store(th.ctx().clock(), Ordering::Relaxed);
-        self.published
-            .threads
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(th.id, p.clone());
+        write(&self.published.threads).insert(th.id, p.clone());
         self.published.alive.fetch_add(1, Ordering::SeqCst);
         self.published.progress.fetch_add(1, Ordering::SeqCst);
         th.published = Some(p);
@@ -320,10 +316,7 @@ impl Par {
 
     /// Whether a thread has left the point of an edge behind.
     pub(crate) fn is_left_behind(&self, e: &Edge) -> bool {
-        self.published
-            .threads
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
+        read(&self.published.threads)
             .get(&e.thread)
             .is_some_and(|p| p.has_left_behind(e))
     }
@@ -345,13 +338,7 @@ impl Par {
         let mut word = 0;
         loop {
             if target.is_none() {
-                target = self
-                    .published
-                    .threads
-                    .read()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .get(&e.thread)
-                    .cloned();
+                target = read(&self.published.threads).get(&e.thread).cloned();
             }
             if let Some(p) = &target {
                 if p.has_left_behind(e) {
@@ -494,9 +481,7 @@ impl Par {
             th.log_is_over(self.complete, &self.trace);
         }
         // It waits for what others did behind the ends of their logs.
-        let threads = self.published.threads.read();
-        let ended: Vec<(ThreadId, u64)> = threads
-            .unwrap_or_else(PoisonError::into_inner)
+        let ended: Vec<(ThreadId, u64)> = read(&self.published.threads)
             .iter()
             .filter(|(_, p)| p.looked.load(Ordering::SeqCst) == FOR_EVER)
             .map(|(id, p)| (*id, p.consumed.load(Ordering::SeqCst)))

@@ -12,12 +12,11 @@
 //! Late readers: who joins a granule that others read already takes the edges stored with its page: those of writers
 //! that became readers. They are kept by page and never forgotten: too many edges are right too, and mostly implied.
 
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use super::adapt::{self, Budget};
 use super::keys::{self, Mapped, Protect};
-use super::lock::{Backoff, Lock};
+use super::lock::{Backoff, Lock, read};
 use super::{ANSWERED, ORDERED, POSTED, Par, State, UNUSED};
 use crate::runtime::Runtime;
 use crate::thread::Thread;
@@ -242,8 +241,6 @@ pub(super) struct Crew {
     inner: UnsafeCell<Inner>,
     /// By chunk: 1 once anybody had a right in it.
     touched: Vec<AtomicU8>,
-    /// Memory is taken by the granule as soon as it changes hands.
-    by_granule: AtomicBool,
 }
 
 // SAFETY: `inner` is only used by the holder of `lock`.
@@ -257,7 +254,6 @@ impl Default for Crew {
             touched: (0..RIGHTS_LEN / CHUNK as usize)
                 .map(|_| AtomicU8::new(0))
                 .collect(),
-            by_granule: AtomicBool::new(false),
         }
     }
 }
@@ -267,11 +263,12 @@ impl Crew {
     pub(super) fn reset(&self) {
         self.lock.lock();
         // SAFETY: the lock is held.
-        unsafe { *self.inner.get() = Inner::default() };
-        if self.by_granule.load(Ordering::Relaxed) {
-            // SAFETY: as above.
-            unsafe { (*self.inner.get()).pages.by_granule() };
-        }
+        let inner = unsafe { &mut *self.inner.get() };
+        inner.pages.clear();
+        *inner = Inner {
+            pages: std::mem::take(&mut inner.pages),
+            ..Inner::default()
+        };
         self.lock.unlock();
         for t in &self.touched {
             t.store(0, Ordering::Relaxed);
@@ -508,7 +505,6 @@ impl Par {
 
     /// From now on memory that changes hands is taken by the granule.
     pub(crate) fn claim_by_granule(&self) {
-        self.crew.by_granule.store(true, Ordering::Relaxed);
         self.crew_lock().inner().pages.by_granule();
     }
 
@@ -672,10 +668,7 @@ impl Par {
             }
         }
         let inner = held.inner();
-        inner.pages = Pages::default();
-        if self.crew.by_granule.load(Ordering::Relaxed) {
-            inner.pages.by_granule();
-        }
+        inner.pages.clear();
         inner.mapped = Mapped::default();
         inner.borders = 0;
         self.shift.store(
@@ -983,11 +976,22 @@ impl Thread {
         let edges = if self.edges.len() < FEW_EDGES {
             self.known.reduce(self.id, &self.edges, None)
         } else {
-            let ends = par.ends.read().unwrap_or_else(PoisonError::into_inner);
+            let ends = read(&par.ends);
             self.known.reduce(self.id, &self.edges, Some(&ends))
         };
         self.edges.clear();
         edges
+    }
+
+    /// Logs that the thread waits for these points at a position.
+    fn append_acquire(&mut self, at: (u64, u64), stop: Stop, edges: Vec<Edge>) {
+        let event = Event::Sync {
+            order: None,
+            vcpu: None,
+            stop,
+            edges: edges.into(),
+        };
+        self.append_sync_at(at, event);
     }
 }
 
@@ -1002,38 +1006,25 @@ impl Runtime {
     /// As above, before a system call that may block: also when there is nothing to wait for. If the process is killed
     /// in it, the log says that the thread got there, and others may have what it did on the way.
     pub(crate) fn log_way_to(par: &Par, th: &mut Thread) {
-        let before = th.completed;
-        Self::log_acquire(par, th, Stop::Comes);
-        if th.completed == before && par.is_ordered() {
-            let at = (th.ctx().clock(), th.ctx().rip);
-            let event = Event::Sync {
-                order: None,
-                vcpu: None,
-                stop: Stop::Comes,
-                edges: Vec::new().into(),
-            };
-            th.append_sync_at(at, event);
+        let at = (th.ctx().clock(), th.ctx().rip);
+        if !Self::log_acquire_at(par, th, at, Stop::Comes) && par.is_ordered() {
+            th.append_acquire(at, Stop::Comes, Vec::new());
         }
     }
 
-    /// As above, at a position noted earlier.
-    pub(crate) fn log_acquire_at(par: &Par, th: &mut Thread, at: (u64, u64), stop: Stop) {
+    /// As above, at a position noted earlier. False: there was nothing to wait for.
+    pub(crate) fn log_acquire_at(par: &Par, th: &mut Thread, at: (u64, u64), stop: Stop) -> bool {
         if th.edges.is_empty() {
-            return;
+            return false;
         }
         let edges = th.reduce(par);
         if edges.is_empty() {
-            return;
+            return false;
         }
         par.count_often(th, Counter::Acquires, 1);
         par.count_often(th, Counter::EdgesLogged, edges.len());
-        let event = Event::Sync {
-            order: None,
-            vcpu: None,
-            stop,
-            edges: edges.into(),
-        };
-        th.append_sync_at(at, event);
+        th.append_acquire(at, stop, edges);
+        true
     }
 }
 

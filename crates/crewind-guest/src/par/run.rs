@@ -701,14 +701,20 @@ impl Runtime {
 }
 
 impl Thread {
+    /// Recording: the number of the event under way, behind which the thread knows itself from now on.
+    fn next_order(&mut self, par: &Par) -> u64 {
+        let order = par.next_order();
+        self.known.comes_at(order);
+        order
+    }
+
     /// Recording: logs a place in the order of events, with what the thread has to wait for. The runtime lock is held.
     pub(super) fn log_place(&mut self, par: &Par) {
         let edges = self.reduce(par);
         par.count(Counter::EdgesLogged, edges.len());
         self.epoch = par.epoch();
         let vcpu = self.vcpu_note.take();
-        let order = Some(par.next_order());
-        order.into_iter().for_each(|k| self.known.comes_at(k));
+        let order = Some(self.next_order(par));
         self.append_sync(Event::Sync {
             order,
             vcpu,
@@ -724,8 +730,7 @@ impl Thread {
         par.count(Counter::EdgesLogged, edges.len());
         self.epoch = par.epoch();
         let vcpu = self.vcpu_note.take();
-        let order = (!self.unordered).then(|| par.next_order());
-        order.into_iter().for_each(|k| self.known.comes_at(k));
+        let order = (!self.unordered).then(|| self.next_order(par));
         if order.is_none() && edges.is_empty() && vcpu.is_none() {
             return;
         }

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::lock::Backoff;
-use super::replay::Here;
+use super::replay::{At, Here};
 use super::{Par, Slot, State};
 use crate::start::Mode;
 use crate::thread::Thread;
@@ -57,7 +57,7 @@ impl Par {
             Mode::Replay => {
                 if !self.settle(th, Here::Event, &mut |_, _| ()) {
                     // Never got one before the recording ended.
-                    self.idle_for_ever(th, crate::par::replay::At::Place);
+                    self.idle_for_ever(th, At::Place);
                 }
                 self.slot(th).become_busy(State::Parked);
             }

@@ -3,6 +3,7 @@
 use crate::guestmem;
 use crate::hostcall;
 use crate::log::Log;
+use crate::par::replay::At;
 use crate::process::{die_of, leave};
 use crate::runtime::{Flow, Runtime};
 use crate::start::{Failure, Mode};
@@ -285,7 +286,7 @@ impl Runtime {
                 par.stand_still(th);
                 par.unlock();
             }
-            par.idle_for_ever(th, crate::par::replay::At::Place);
+            par.idle_for_ever(th, At::Place);
         }
         if crate::sched::active() {
             self.vcpu.release();
