@@ -113,12 +113,7 @@ fn dispatch(a: &mut CodeAssembler) -> Body {
 
 /// Two small functions called from a loop, one through a pointer.
 fn calls(a: &mut CodeAssembler) -> Body {
-    let (mut f, mut h, mut main, mut l) = (
-        a.create_label(),
-        a.create_label(),
-        a.create_label(),
-        a.create_label(),
-    );
+    let [mut f, mut h, mut main, mut l] = std::array::from_fn(|_| a.create_label());
     a.jmp(main)?;
     a.set_label(&mut f)?;
     a.lea(rax, ptr(rdi + rdi * 2))?;

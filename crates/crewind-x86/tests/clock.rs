@@ -113,15 +113,8 @@ fn totals_are_architectural_under_all_options() {
             }
         }
     }
-    for (o, guarded) in all_options()
-        .into_iter()
-        .flat_map(|o| [(o, false), (o, true)])
-    {
-        let mut g = if guarded {
-            Guest::guarded(o)
-        } else {
-            Guest::new(o)
-        };
+    for (o, guarded) in all_variants() {
+        let mut g = Guest::variant(o, guarded);
         install_handler(&g.cache);
         for (k, targets) in &expected {
             let Some(c) = case(5, *k) else { continue };
@@ -259,15 +252,15 @@ fn limits_in_loops_with_calls_are_met_exactly() {
     const ROUNDS: i32 = 60;
     let program = || {
         let mut a = CodeAssembler::new(64)?;
-        let (mut main, mut head, mut inner, mut outer, mut plt, mut late, mut even) = (
-            a.create_label(),
-            a.create_label(),
-            a.create_label(),
-            a.create_label(),
-            a.create_label(),
-            a.create_label(),
-            a.create_label(),
-        );
+        let [
+            mut main,
+            mut head,
+            mut inner,
+            mut outer,
+            mut plt,
+            mut late,
+            mut even,
+        ] = std::array::from_fn(|_| a.create_label());
         a.jmp(main)?;
         a.set_label(&mut inner)?;
         a.add(rax, qword_ptr(r15 + 8))?;
@@ -319,15 +312,8 @@ fn limits_in_loops_with_calls_are_met_exactly() {
         [&[0xff, 0x25][..], &rel.to_le_bytes(), &[0x90]].concat(),
     );
     let mut expected: Option<Vec<(u64, [u64; 16])>> = None;
-    for (o, guarded) in all_options()
-        .into_iter()
-        .flat_map(|o| [(o, false), (o, true)])
-    {
-        let mut g = if guarded {
-            Guest::guarded(o)
-        } else {
-            Guest::new(o)
-        };
+    for (o, guarded) in all_variants() {
+        let mut g = Guest::variant(o, guarded);
         g.code.write(CODE, &code);
         let begin = |g: &mut Guest| {
             g.data.bytes()[..64].fill(0);

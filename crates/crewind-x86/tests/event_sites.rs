@@ -135,11 +135,7 @@ fn every_instruction_can_be_stopped_at() {
         programs += 1;
         let (o, guarded) = variants()[n as usize % variants().len()];
         let mut r = case_rng(12, n);
-        let mut g = if guarded {
-            Guest::guarded(o)
-        } else {
-            Guest::new(o)
-        };
+        let mut g = Guest::variant(o, guarded);
         install_handler(&g.cache);
         if r.one_in(2) {
             // Translations that are there are made again.

@@ -183,10 +183,7 @@ fn run_cases(place: Place, seed: u64, cases: u64) {
         );
     }
     for (n, (o, rights)) in all.iter().enumerate() {
-        let mut g = match rights {
-            Rights::Unchecked => Guest::new(*o),
-            _ => Guest::guarded(*o),
-        };
+        let mut g = Guest::variant(*o, *rights != Rights::Unchecked);
         // As for a guest that handles faults.
         let show = n % 4 == 3;
         if show {

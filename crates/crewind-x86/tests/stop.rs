@@ -48,14 +48,8 @@ extern "C" fn on_trap(_: i32, _: *mut libc::siginfo_t, uc: *mut libc::c_void) {
 /// Calls, returns, loops with live and dead flags, an indirect jump.
 fn program() -> Vec<u8> {
     let mut a = CodeAssembler::new(64).unwrap();
-    let (mut f, mut main, mut l1, mut l2, mut l3, mut l4) = (
-        a.create_label(),
-        a.create_label(),
-        a.create_label(),
-        a.create_label(),
-        a.create_label(),
-        a.create_label(),
-    );
+    let [mut f, mut main, mut l1, mut l2, mut l3, mut l4] =
+        std::array::from_fn(|_| a.create_label());
     a.jmp(main).unwrap();
     a.set_label(&mut f).unwrap();
     a.add(rax, 1).unwrap();

@@ -105,6 +105,15 @@ impl Guest {
         Self::with(options, 64 << 20, guarded, false)
     }
 
+    /// With checks of rights, if they are asked for and the options allow them.
+    pub fn variant(options: Options, guarded: bool) -> Guest {
+        if guarded {
+            Self::guarded(options)
+        } else {
+            Self::new(options)
+        }
+    }
+
     /// With a table of rights to pages, which only some instructions look at.
     pub fn with_pages(options: Options) -> Guest {
         Self::with(options, 64 << 20, true, true)
@@ -163,6 +172,12 @@ impl Guest {
         // SAFETY: as for `run`.
         unsafe { self.cache.step(ctx::ctx(), &self.src) }
     }
+}
+
+/// All combinations of options that matter, each without and with checks of rights.
+pub fn all_variants() -> impl Iterator<Item = (Options, bool)> {
+    let all = all_options().into_iter();
+    all.flat_map(|o| [(o, false), (o, true)])
 }
 
 /// All combinations of options that matter.

@@ -19,10 +19,7 @@ const NOT_FOUND: i32 = 127;
 
 /// Runs crewind in a place.
 fn crewind(place: &Place, args: &[&str]) -> Output {
-    let words: Vec<&str> = std::iter::once(CREWIND)
-        .chain(args.iter().copied())
-        .collect();
-    run(place.command(&words, &place.work, &[]), b"", LIMIT).unwrap_or_else(|e| panic!("{e}"))
+    place.crewind(args, LIMIT).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -467,10 +464,7 @@ fn closed_output() {
 /// Starts crewind without waiting, in a process group of its own.
 fn start(place: &Place, args: &[&str]) -> std::process::Child {
     use std::os::unix::process::CommandExt;
-    let words: Vec<&str> = std::iter::once(CREWIND)
-        .chain(args.iter().copied())
-        .collect();
-    let mut command = place.command(&words, &place.work, &[]);
+    let mut command = place.crewind_command(args, &[]);
     command
         .process_group(0)
         .stdin(Stdio::null())

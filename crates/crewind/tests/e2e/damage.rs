@@ -15,10 +15,7 @@ const TRACE_END: i32 = 119;
 const USAGE: i32 = 120;
 
 fn crewind(place: &Place, args: &[&str]) -> Result<Output, String> {
-    let words: Vec<&str> = std::iter::once(CREWIND)
-        .chain(args.iter().copied())
-        .collect();
-    run(place.command(&words, &place.work, &[]), b"", LIMIT)
+    place.crewind(args, LIMIT)
 }
 
 fn files_below(directory: &Path) -> Vec<PathBuf> {

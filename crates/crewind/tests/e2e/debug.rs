@@ -20,10 +20,7 @@ pub(crate) fn crewind(place: &Place, args: &[&str]) -> Output {
 
 /// With more in the environment.
 fn crewind_where(place: &Place, args: &[&str], more: &[(String, String)]) -> Output {
-    let words: Vec<&str> = std::iter::once(CREWIND)
-        .chain(args.iter().copied())
-        .collect();
-    run(place.command(&words, &place.work, more), b"", LIMIT).unwrap_or_else(|e| panic!("{e}"))
+    run(place.crewind_command(args, more), b"", LIMIT).unwrap_or_else(|e| panic!("{e}"))
 }
 
 pub(crate) fn text(bytes: &[u8]) -> String {

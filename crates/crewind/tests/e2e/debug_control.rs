@@ -149,10 +149,7 @@ fn debug_signals_end_it_and_its_gdb() {
         (&server, libc::SIGHUP),
     ] {
         let what = format!("{words:?} after signal {signal}");
-        let words: Vec<&str> = std::iter::once(CREWIND)
-            .chain(words.iter().copied())
-            .collect();
-        let mut command: Command = r.place.command(&words, &r.place.work, &[]);
+        let mut command: Command = r.place.crewind_command(words, &[]);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

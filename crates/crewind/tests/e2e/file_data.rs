@@ -3,17 +3,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::harness::{CREWIND, Output, Place, run, show};
+use crate::harness::{Output, Place, show};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// The status of a replay whose trace ends early.
 const TRACE_END: i32 = 119;
 
 fn crewind(place: &Place, args: &[&str]) -> Output {
-    let words: Vec<&str> = std::iter::once(CREWIND)
-        .chain(args.iter().copied())
-        .collect();
-    run(place.command(&words, &place.work, &[]), b"", LIMIT).expect("it ends")
+    place.crewind(args, LIMIT).expect("it ends")
 }
 
 fn size_below(directory: &Path) -> u64 {

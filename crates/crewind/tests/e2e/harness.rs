@@ -364,6 +364,16 @@ impl Place {
         command
     }
 
+    /// Crewind as such a command, in the work directory.
+    pub fn crewind_command(&self, words: &[&str], more: &[(String, String)]) -> Command {
+        self.command(&[&[CREWIND], words].concat(), &self.work, more)
+    }
+
+    /// Runs crewind in the work directory, with nothing to read.
+    pub fn crewind(&self, words: &[&str], limit: Duration) -> Result<Output, String> {
+        run(self.crewind_command(words, &[]), b"", limit)
+    }
+
     /// Empties the work directory by removing it.
     pub fn remove_work(&self) {
         // Programs may leave directories without rights.

@@ -4,12 +4,11 @@
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use crewind_racegen::Options;
 
-use crate::harness::{
-    CREWIND, Case, Place, build, guest, guest_sources, note_skip, run, scratch, show,
-};
+use crate::harness::{Case, Output, Place, build, guest, guest_sources, note_skip, scratch, show};
 
 /// Numbers of threads that the par_ guests run with.
 const THREADS: [&str; 2] = ["2", "4"];
@@ -57,6 +56,15 @@ fn killed_while_memory_is_contended() {
     guest("kill_contended").run_in_modes(3);
 }
 
+/// What crewind gave, which has to end well.
+fn succeeds(place: &Place, words: &[&str], limit: Duration) -> Output {
+    let output = place
+        .crewind(words, limit)
+        .unwrap_or_else(|e| panic!("{e}\n{}", place.hint()));
+    assert!(output.status.success(), "{}{}", show(&output), place.hint());
+    output
+}
+
 /// Records a guest with two threads in the mode that goes over from keys to checks, replays it twice, and returns how
 /// often it did so; None: the machine has no keys.
 fn recorded_adaptively(name: &str, rounds: &str) -> Option<u64> {
@@ -69,16 +77,7 @@ fn recorded_adaptively(name: &str, rounds: &str) -> Option<u64> {
     let source = guest_sources().join(format!("{name}.c"));
     let program = build(&source, &["-lpthread".into()], "");
     let place = Place::new(&format!("{name}-adaptive"));
-    let limit = std::time::Duration::from_secs(60);
-    let crewind = |words: &[&str]| {
-        let words: Vec<&str> = std::iter::once(CREWIND)
-            .chain(words.iter().copied())
-            .collect();
-        let output = run(place.command(&words, &place.work, &[]), b"", limit)
-            .unwrap_or_else(|e| panic!("{e}\n{}", place.hint()));
-        assert!(output.status.success(), "{}{}", show(&output), place.hint());
-        output
-    };
+    let crewind = |words: &[&str]| succeeds(&place, words, Duration::from_secs(60));
     let program = program.to_str().expect("paths are UTF-8");
     let options: Vec<String> = mode.options(2).collect();
     let mut words = vec!["record", "--checksum"];
@@ -120,16 +119,7 @@ fn threads_that_have_ended_are_not_logged_by_all_that_come_later() {
     let program = build(&source, &["-lpthread".into()], "");
     let program = program.to_str().expect("paths are UTF-8");
     let place = Place::new("threads_that_have_ended");
-    let limit = std::time::Duration::from_secs(120);
-    let crewind = |words: &[&str]| {
-        let words: Vec<&str> = std::iter::once(CREWIND)
-            .chain(words.iter().copied())
-            .collect();
-        let output = run(place.command(&words, &place.work, &[]), b"", limit)
-            .unwrap_or_else(|e| panic!("{e}\n{}", place.hint()));
-        assert!(output.status.success(), "{}{}", show(&output), place.hint());
-        output
-    };
+    let crewind = |words: &[&str]| succeeds(&place, words, Duration::from_secs(120));
     let options = ["--sharing", "software", "--cpus", "2", "--"];
     let recorded = crewind(&[&["record"], &options[..], &[program, "2", "1000"]].concat());
     assert_eq!(crewind(&["replay"]).stdout, recorded.stdout);

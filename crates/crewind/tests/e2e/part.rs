@@ -59,10 +59,9 @@ fn own(name: &str) -> PathBuf {
 }
 
 fn crewind(place: &Place, words: &[&str]) -> Output {
-    let words: Vec<&str> = std::iter::once(CREWIND)
-        .chain(words.iter().copied())
-        .collect();
-    run(place.command(&words, &place.work, &[]), b"", LIMIT).unwrap_or_else(|e| panic!("{e}"))
+    place
+        .crewind(words, LIMIT)
+        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn text(bytes: &[u8]) -> String {
