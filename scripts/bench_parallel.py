@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -90,11 +91,13 @@ def chosen_modes(options):
 
 
 def stream_bytes(bench, case):
-    """Size of the last trace without the copies of mapped files, which traces share, and without the input. How well that was
-    compressed nobody knows afterwards, so of a program with input it is all else before compression: more than is stored."""
+    """Size of the last trace without the copies of files, which traces share, and without the input. The beginning of that is
+    in the trace as well, and how well it was compressed nobody knows afterwards; so of a program with input it is all else before
+    compression: more than is stored."""
     if case.bytes_in:
-        info = subprocess.run([bench.crewind, "info", "--json", bench.trace], check=True, stdout=subprocess.PIPE, env=bench.environment)
-        return max(0, json.loads(info.stdout)["end"]["raw_bytes"] - case.bytes_in)
+        say = lambda *words: subprocess.run([bench.crewind, *words, bench.trace], check=True, stdout=subprocess.PIPE, env=bench.environment).stdout
+        referred = sum(int(n, 16) for n in re.findall(rb" file-data 0x[0-9a-f]+\+0x([0-9a-f]+) of ", say("dump")))
+        return max(0, json.loads(say("info", "--json"))["end"]["raw_bytes"] - max(0, case.bytes_in - referred))
     streams = os.path.join(bench.trace, "streams")
     return sum(os.path.getsize(os.path.join(streams, name)) for name in os.listdir(streams))
 

@@ -1,10 +1,11 @@
-//! What is read from files again and again is in the trace once.
+//! What is read from files again and again, or in sequence, is in the trace once.
 //!
-//! The first time through a file its bytes are logged as those of any system call are. When a process has read as much
-//! of a file as there is in it and reads on, its content is taken into the trace's store; so it is at once if the store
-//! knows the file. From then on each result is compared with the stored content, and when it is the same, the log gets a
-//! reference. Otherwise it gets the bytes, so it does not matter what happens to the file, nor whether the position that
-//! is assumed is right.
+//! What is read of a file is logged at first as the bytes of any system call are. When a process has read as much of a
+//! file as there is in it and reads on, its content is taken into the trace's store; so it is at once if the store knows
+//! the file, and soon if the file is read from its beginning on, in large pieces: then it will be read to its end, and to
+//! log a byte costs ten times what it costs to copy it (it has to be compressed). From then on each result is compared with
+//! the stored content, and when it is the same, the log gets a reference. Otherwise it gets the bytes, so it does not matter
+//! what happens to the file, nor whether the position that is assumed is right.
 //!
 //! Bytes that were compared once are compared by their hash from then on: reading two copies of a file instead of one
 //! takes twice the room in the caches of the processor. The hash has 128 bits and a seed that nobody else knows.
@@ -29,6 +30,15 @@ const MIN_RESULT: usize = 4 << 10;
 const MIN_FILE: u64 = 64 << 10;
 /// Larger files are logged as they are: taking one in stops the program for as long as copying it takes.
 const MAX_FILE: u64 = 1 << 30;
+/// With several threads, who may wait for the one that reads: some 100 ms to copy.
+const MAX_FILE_OF_THREADS: u64 = 256 << 20;
+/// A file that is read in sequence is taken in after this many bytes, or this part of it if that is more. Copying all of it
+/// then costs about what was spent on logging this part.
+const SEQUENCE: u64 = 1 << 20;
+/// See [`SEQUENCE`]; one part of so many.
+const SEQUENCE_PART: u64 = 16;
+/// Who reads in sequence by pieces smaller than this may be after a part only (the head of an archive, a page of a database).
+const LARGE_RESULT: usize = 32 << 10;
 /// Files that are looked after at once; beyond, all are forgotten (their contents stay in the trace).
 const MAX_FILES: usize = 256;
 /// Parts of a file whose hash is kept.
@@ -57,6 +67,8 @@ struct Known {
     unfit: bool,
     /// Bytes of it that were logged since it was taken in last.
     logged: u64,
+    /// Bytes from its beginning on that were read in sequence, by large pieces, since then.
+    sequence: u64,
     /// How often it was taken in.
     taken: u32,
     kept: Option<(FileRef, Content)>,
@@ -157,21 +169,28 @@ impl Runtime {
         if !self.file_data.read.contains_key(&id) {
             self.first_seen(fd, id);
         }
-        let take = !self.multi();
+        let most = match self.multi() {
+            true => MAX_FILE_OF_THREADS,
+            false => MAX_FILE,
+        };
         let Some(known) = self.file_data.read.get_mut(&id).filter(|k| !k.unfit) else {
             return;
         };
-        if known.kept.is_none() && take {
-            known.take_in(&self.store, fd);
+        if known.kept.is_none() {
+            known.take_in(&self.store, fd, most);
         }
-        let Some((file, content)) = &known.kept else {
-            known.logged += len as u64;
-            return;
-        };
-        let offset = match nr {
+        let offset = || match nr {
             libc::SYS_pread64 => call.args[3],
             _ => position(fd).saturating_sub(len as u64),
         };
+        let Some((file, content)) = &known.kept else {
+            known.logged += len as u64;
+            if len >= LARGE_RESULT && known.sequence == offset() {
+                known.sequence += len as u64;
+            }
+            return;
+        };
+        let offset = offset();
         let hash = XxHash3_128::oneshot_with_seed(seed(), &out.data);
         let same = known.compared.get(&(offset, len)) == Some(&hash)
             || content.get(offset, len) == Some(&*out.data);
@@ -210,7 +229,6 @@ impl Runtime {
         let file = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
         known.unfit = !file.metadata().is_ok_and(|m| m.is_file());
         if !known.unfit
-            && !self.multi()
             && file.metadata().is_ok_and(|m| fits(m.len()))
             && let Ok(Some(found)) = self.store.find(&file)
         {
@@ -278,8 +296,8 @@ impl Runtime {
 }
 
 impl Known {
-    /// Takes the file in when it was read through once.
-    fn take_in(&mut self, store: &crewind_trace::FileStore, fd: i32) {
+    /// Takes the file in when it was read through once, or is being read through; if it has at most `most` bytes.
+    fn take_in(&mut self, store: &crewind_trace::FileStore, fd: i32, most: u64) {
         if self.logged < MIN_FILE || self.taken >= MAX_TAKEN {
             return;
         }
@@ -288,10 +306,11 @@ impl Known {
         let Ok(len) = file.metadata().map(|m| m.len()) else {
             return;
         };
-        if !fits(len) || self.logged < len {
+        let in_sequence = self.sequence >= SEQUENCE.max(len / SEQUENCE_PART);
+        if !fits(len) || len > most || self.logged < len && !in_sequence {
             return;
         }
-        self.logged = 0;
+        (self.logged, self.sequence) = (0, 0);
         self.taken += 1;
         // Not readable twice, no space: the bytes are logged.
         if let Ok(stored) = store.put(&file) {

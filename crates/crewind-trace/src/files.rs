@@ -1,4 +1,4 @@
-//! The store of contents of files that are mapped, or read again and again: by content, shared by the traces of one trace root.
+//! The store of contents of files that are mapped, or of which much is read: by content, shared by the traces of one trace root.
 //!
 //! ```text
 //! <trace root>/.store/<hex>          a content, named by its BLAKE3

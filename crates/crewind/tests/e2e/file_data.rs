@@ -75,3 +75,55 @@ fn what_is_read_again_is_kept_once() {
     assert_eq!(cut.status.code(), Some(TRACE_END), "{}", show(&cut));
     assert!(recorded.stdout.starts_with(&cut.stdout));
 }
+
+/// Reads a file of 8 MiB from its beginning on, and changes it on the way: behind what was read, and in length.
+const READS_AND_CHANGES: &str = "
+import os, threading, zlib
+threading.Thread(target=int).start()
+f = os.open('input', os.O_RDWR)
+total, crc, n = 0, 0, 0
+while data := os.read(f, 1 << 16):
+    total, crc, n = total + len(data), zlib.crc32(data, crc), n + 1
+    if n == 60:
+        os.pwrite(f, b'changed', 70 << 16)
+    if n == 100:
+        os.ftruncate(f, 120 << 16)
+print(total, crc)
+";
+
+#[test]
+fn what_is_read_in_sequence_is_referred_to_and_may_change() {
+    const SIZE: usize = 8 << 20;
+    let place = Place::new("what_is_read_in_sequence");
+    let content: Vec<u8> = (0..SIZE as u32 / 4)
+        .flat_map(|n| (n.wrapping_mul(2_654_435_761)).to_le_bytes())
+        .collect();
+    let input = place.work.join("input");
+    std::fs::write(&input, &content).expect("the scratch directory can be written");
+    let python = "/usr/bin/python3";
+    let recorded = crewind(
+        &place,
+        &[
+            "record",
+            "-o",
+            "trace",
+            "--",
+            python,
+            "-c",
+            READS_AND_CHANGES,
+        ],
+    );
+    assert_eq!(recorded.status.code(), Some(0), "{}", show(&recorded));
+    let said = String::from_utf8_lossy(&recorded.stdout).into_owned();
+    assert!(said.starts_with(&format!("{} ", 120 << 16)), "{said}");
+    std::fs::remove_file(&input).expect("it is there");
+    let replayed = crewind(&place, &["replay", "trace"]);
+    assert_eq!(replayed.stdout, recorded.stdout, "{}", show(&replayed));
+    let dump = crewind(&place, &["dump", "trace"]);
+    let references = String::from_utf8_lossy(&dump.stdout)
+        .lines()
+        .filter(|line| line.contains(" file-data "))
+        .count();
+    // Of 120 results those between the first MiB and the first change: the bytes of what comes then are logged.
+    assert!((50..=54).contains(&references), "{references} references");
+}
