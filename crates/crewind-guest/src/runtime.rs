@@ -166,6 +166,9 @@ pub(crate) struct Code<'a>(pub(crate) UnsafeCell<&'a mut Space>);
 /// Code that threads may be writing is read in pieces of this size, which are acquired first.
 const WRITABLE_PIECE: u64 = 1024;
 
+/// Bytes.
+const LONGEST_INSTRUCTION: u64 = 15;
+
 impl CodeSource for Code<'_> {
     fn fetch(&self, pc: u64) -> Result<&[u8], FetchFault> {
         // SAFETY: the translator makes one call at a time and keeps no reference to the space.
@@ -176,9 +179,13 @@ impl CodeSource for Code<'_> {
             .find(pc)
             .is_some_and(|v| !v.prot.write && matches!(v.object, Object::File(_)));
         if !fixed && par::get().is_some() {
-            // Reading code is reading memory.
-            len = len.min(WRITABLE_PIECE as usize);
+            // Reading code is reading memory. An instruction may go on on the next page.
+            let rest = crate::layout::PAGE - pc % crate::layout::PAGE;
+            len = len.min(rest.clamp(LONGEST_INSTRUCTION, WRITABLE_PIECE) as usize);
             par::rights::touch(pc, len as u64, false);
+            // Replaying, a thread that changes this code is not kept out. The order of events says that it does so before this
+            // thread executes it, or after: but not before it is read here. So from here on it is noticed.
+            self.translated(pc, pc + len as u64);
         }
         if crate::shared::touches(pc, len as u64) {
             crate::shared::fetched(pc, len as u64);

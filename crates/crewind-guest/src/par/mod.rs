@@ -20,6 +20,7 @@ pub(crate) mod hold;
 pub mod keys;
 pub mod lock;
 pub mod part;
+mod quick;
 pub mod replay;
 pub mod rights;
 pub mod run;

@@ -190,6 +190,7 @@ impl Runtime {
                     par.unlock();
                 }
                 Exit::Tick if !th.is_wanted(par) => {}
+                other if self.quick_event(th, par, &other) => {}
                 other => break other,
             }
         };
@@ -357,6 +358,7 @@ impl Runtime {
                 Exit::Tick if th.ctx().clock() < th.ctx().tick_at || th.stop_site().is_some() => {}
                 Exit::Tick if th.ctx().clock() < th.due_tick() => {}
                 Exit::Break | Exit::Stepped | Exit::Check { .. } if debugged => {}
+                other if !debugged && self.repeat_quick(th, par, &other) => {}
                 other => {
                     if debugged {
                         self.look(th);
@@ -572,7 +574,7 @@ impl Runtime {
         if self.mode == Mode::Replay {
             self.new_caches();
             par.register(th);
-            self.settle_again(th, par);
+            self.settle_again(th, par, Here::Event);
         }
         Ok(())
     }
@@ -655,33 +657,34 @@ impl Runtime {
         if let Some(par) = self.par
             && matches!(th.upcoming().map(|r| &r.event), Some(Event::Sync { .. }))
         {
-            self.settle_again(th, par);
+            self.settle_again(th, par, Here::Event);
         }
         th.take()
     }
 
     /// Replaying: what the log has to wait for at the thread's present position, when it did not leave translated code
-    /// just now: a signal comes at the end of a system call.
+    /// just now: a signal comes at the end of a system call. What belongs to an event that the instruction there brings about
+    /// is left for when it does: the instruction comes first, and others wait for it.
     pub(crate) fn settle_here(&mut self, th: &mut Thread) {
         let Some(par) = self.par else { return };
         let (clock, pc) = (th.ctx().clock(), th.ctx().rip);
         if matches!(th.upcoming(), Some(r) if r.clock == clock && r.pc == pc && matches!(r.event, Event::Sync { .. }))
         {
-            self.settle_again(th, par);
+            self.settle_again(th, par, Here::Position);
         }
     }
 
     #[inline(never)]
-    fn settle_again(&mut self, th: &mut Thread, par: &'static Par) {
+    fn settle_again(&mut self, th: &mut Thread, par: &'static Par, here: Here) {
         if self.in_vfork {
-            par.settle(th, Here::Event, &mut |_, _| ());
+            par.settle(th, here, &mut |_, _| ());
             return;
         }
         par.finish_order(th);
         th.in_event = false;
         par.slot(th).park(th, State::Parked);
         par.unlock();
-        if !par.settle(th, Here::Event, &mut |_, _| ()) {
+        if !par.settle(th, here, &mut |_, _| ()) {
             par.runtime.lock();
         }
         par.slot(th).become_busy(State::Parked);

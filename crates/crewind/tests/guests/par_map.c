@@ -1,5 +1,6 @@
 // Threads that map, unmap, protect, move and empty memory which the others read and write at the same time. Touching what is not there
-// or not allowed is a SIGSEGV, whose handler jumps back. How often, and what was read, must come out again.
+// or not allowed is a SIGSEGV, whose handler jumps back. How often, and what was read, must come out again. Forks stop the others
+// wherever they are: in front of an access that will fault as well.
 // varies
 #include "par.h"
 enum { SLOTS = 6, SLOT = 4 * PAGE };
@@ -21,6 +22,11 @@ static uint64_t body(int me) {
     volatile uint64_t seen = (uint64_t)me;
     for (int i = 0; i < par_rounds; i++) {
         uint64_t r = next_random(&state);
+        if (me == 0 && i % 50 == 25) {
+            pid_t child = SYS(fork());
+            if (child == 0) _exit(0);
+            SYS(waitpid(child, NULL, 0));
+        }
         char *slot = base + r % SLOTS * SLOT, *other = base + (r >> 8) % SLOTS * SLOT;
         char *page = slot + (r >> 16) % 4 * PAGE;
         long result = 0;
