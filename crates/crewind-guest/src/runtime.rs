@@ -597,6 +597,7 @@ impl Runtime {
 /// others wait. Asked again every period, because a request can be lost to the owner's next clock update.
 pub fn start_preempter() {
     const PERIOD: std::time::Duration = std::time::Duration::from_millis(4);
+    const PERIOD_ALONE: std::time::Duration = std::time::Duration::from_millis(1);
     let spawned = std::thread::Builder::new()
         .name("crewind-timer".into())
         .stack_size(64 << 10)
@@ -604,9 +605,16 @@ pub fn start_preempter() {
             crate::signal::host::block_all();
             let v = vcpu();
             let mut seen = u64::MAX;
+            let mut samples = par::Samples::default();
+            let mut period = PERIOD;
             loop {
-                std::thread::sleep(PERIOD);
+                std::thread::sleep(period);
                 if let Some(par) = par::get() {
+                    period = PERIOD;
+                    if par.is_alone() {
+                        par.watch(&mut samples);
+                        period = PERIOD_ALONE;
+                    }
                     par.preempt_long_runners();
                     continue;
                 }

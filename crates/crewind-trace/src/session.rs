@@ -101,11 +101,13 @@ pub enum Counter {
     WorldStops,
     /// Processes that went over from protection keys to checks.
     ModeSwitches,
+    /// Times at which a process that had several vcpus went on with one.
+    OneVcpu,
 }
 
 impl Counter {
     /// All, with the names that `crewind info` uses.
-    pub const ALL: [(Counter, &str); 10] = [
+    pub const ALL: [(Counter, &str); 11] = [
         (Counter::Acquires, "acquires"),
         (Counter::Edges, "edges"),
         (Counter::EdgesLogged, "edges-logged"),
@@ -116,6 +118,7 @@ impl Counter {
         (Counter::TakenByMappings, "taken-by-mappings"),
         (Counter::WorldStops, "world-stops"),
         (Counter::ModeSwitches, "mode-switches"),
+        (Counter::OneVcpu, "one-vcpu"),
     ];
 }
 

@@ -6,6 +6,12 @@
 //! one or two. So a process begins with keys and has a *budget* for hand-overs. When that is used up the world is stopped,
 //! all memory is opened, nobody has a right to anything any more, and all code is translated again, with checks.
 //!
+//! Some programs with several threads gain nothing from running them at once: one of them runs at a time (an interpreter
+//! with a global lock, goroutines that pass a value to and fro), and all that parallel recording finds is that memory goes to
+//! and fro with it. These are best off on one vcpu, where there are no hand-overs, and no checks either. So this is tried
+//! first, when the budget is used up: with one vcpu it shows at once whether others wait for it ([`Samples`]). If they do, they
+//! are to run at once, and with checks. If not, it stays so until they do.
+//!
 //! What comes after the switch lies behind all that was before it: the thread that does it logs a place in the order of
 //! events with edges to everybody, and all others, as after every stop of the world, a place behind that one. So rights and
 //! edges of pages need not become rights and edges of granules: they are dropped. A replay, which has neither, sees nothing
@@ -89,6 +95,94 @@ fn clock(which: libc::clockid_t) -> u64 {
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }
 
+/// How a process with keys runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Stage {
+    /// With all vcpus.
+    Many,
+    /// With one, to see whether that does.
+    Trial,
+    /// With one, because it does.
+    One,
+}
+
+impl From<u8> for Stage {
+    fn from(n: u8) -> Stage {
+        match n {
+            1 => Stage::Trial,
+            2 => Stage::One,
+            _ => Stage::Many,
+        }
+    }
+}
+
+/// After so many trials there is no other: a program that now shares and now does not is recorded with checks.
+const TRIALS: u32 = 8;
+
+/// What a timer saw of the only vcpu, at equal intervals: who had it, and whether others waited while it had had it for the
+/// whole interval. (Where threads give it up by themselves all the time, they wait for each other anyway.)
+#[derive(Clone, Debug)]
+pub(crate) struct Samples {
+    /// The last ones, in a ring: the thread that had it, 0 for none; whether others waited.
+    last: [(u32, bool); WINDOW],
+    taken: usize,
+}
+
+/// Samples that are looked at.
+const WINDOW: usize = 64;
+/// Samples of a trial, at least and at most.
+const LEAST_OF_TRIAL: usize = 8;
+const OF_TRIAL: usize = 12;
+
+impl Samples {
+    /// What follows for a process at a stage: the stage that it is to be at.
+    fn add(&mut self, owner: u32, waits: bool, stage: Stage) -> Stage {
+        if let Some(place) = self.last.get_mut(self.taken % WINDOW) {
+            *place = (owner, waits);
+        }
+        self.taken += 1;
+        let enough = match stage {
+            Stage::Trial => LEAST_OF_TRIAL,
+            _ => WINDOW,
+        };
+        let next = match stage {
+            Stage::Trial | Stage::One if self.taken >= enough && self.want_more() => Stage::Many,
+            Stage::Trial if self.taken >= OF_TRIAL => Stage::One,
+            other => other,
+        };
+        if next != stage {
+            *self = Samples::default();
+        }
+        next
+    }
+
+    /// Whether threads were seen that could well run at once: most of the time somebody waits, and the vcpu is used by
+    /// several. (A thread that is woken to look for work, finds none and sleeps again waits for the end of the other's slice
+    /// all the time, and does not need what it waits for.)
+    fn want_more(&self) -> bool {
+        let seen = self
+            .last
+            .get(..self.taken.min(WINDOW))
+            .unwrap_or(&self.last);
+        let waited = seen.iter().filter(|(_, waits)| *waits).count();
+        let most = seen
+            .iter()
+            .map(|(owner, _)| seen.iter().filter(|(o, _)| o == owner).count())
+            .max();
+        3 * waited >= 2 * seen.len() && 4 * most.unwrap_or(0) < 3 * seen.len()
+    }
+}
+
+impl Default for Samples {
+    fn default() -> Self {
+        Samples {
+            last: [(0, false); WINDOW],
+            taken: 0,
+        }
+    }
+}
+
 impl Default for Budget {
     fn default() -> Self {
         Budget::new()
@@ -99,6 +193,73 @@ impl Par {
     /// Whether the process is to go over to checks.
     pub(super) fn wants_checks(&self) -> bool {
         self.wants_checks.load(Ordering::Relaxed)
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::from(self.stage.load(Ordering::Acquire))
+    }
+
+    /// Whether one thread runs at a time, as others would have to hand memory to and fro.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.stage() != Stage::Many
+    }
+
+    /// The budget for hand-overs is used up.
+    pub(super) fn overspent(&self) {
+        // With one vcpu memory is still taken from the others, once.
+        if self.is_alone() {
+            return;
+        }
+        if self.trials.fetch_add(1, Ordering::Relaxed) >= TRIALS {
+            self.wants_checks.store(true, Ordering::Relaxed);
+            return;
+        }
+        self.count(Counter::OneVcpu, 1);
+        self.run_at_once(1);
+        self.stage.store(Stage::Trial as u8, Ordering::Release);
+        for slot in self.slots.iter().skip(1) {
+            slot.preempt.store(1, Ordering::Release);
+            slot.poke();
+        }
+    }
+
+    /// For the timer, at equal intervals while one thread runs at a time.
+    pub(crate) fn watch(&self, samples: &mut Samples) {
+        let stage = self.stage();
+        let (owner, since) = self.slots.first().map_or((0, 0), |s| {
+            (
+                s.owner.load(Ordering::Relaxed),
+                s.since.load(Ordering::Relaxed),
+            )
+        });
+        let waits = self.contended() && super::now_ms() > since;
+        let next = samples.add(owner, waits, stage);
+        // Who got its vcpu just before may not have seen it.
+        for slot in self.slots.iter().skip(1) {
+            if next != Stage::Many && slot.owner.load(Ordering::Relaxed) != 0 {
+                slot.preempt.store(1, Ordering::Release);
+                slot.poke();
+            }
+        }
+        if next == stage {
+            return;
+        }
+        crate::log!(Level::Debug, "vcpus: {stage:?} -> {next:?}");
+        // With the lock: not in the middle of a fork.
+        self.runtime.lock();
+        if next == Stage::Many {
+            match stage {
+                Stage::Trial => self.wants_checks.store(true, Ordering::Relaxed),
+                _ => self.crew_lock().renew_budget(),
+            }
+            self.run_at_once(self.slots.len());
+        }
+        self.stage.store(next as u8, Ordering::Release);
+        self.runtime.unlock();
+        if next == Stage::Many {
+            self.wake_for_vcpus();
+            self.slots.iter().for_each(super::Slot::poke);
+        }
     }
 }
 
@@ -203,6 +364,52 @@ mod tests {
         assert!(!b.pays(20 * US, || 8 * MS));
         assert!(!b.pays(20 * US, || 9 * MS));
         assert!(b.pays(20 * US, || 10 * MS));
+    }
+
+    /// After how many samples, which `seen` tells, the stage is another one, and which.
+    fn until(
+        s: &mut Samples,
+        stage: Stage,
+        seen: impl Fn(usize) -> (u32, bool),
+    ) -> Option<(usize, Stage)> {
+        (1..10_000).find_map(|n| {
+            let (owner, waits) = seen(n);
+            let next = s.add(owner, waits, stage);
+            (next != stage).then_some((n, next))
+        })
+    }
+
+    #[test]
+    fn threads_that_could_run_at_once_end_a_trial() {
+        let mut s = Samples::default();
+        let busy = |n| (1 + n as u32 % 2, true);
+        let ends = until(&mut s, Stage::Trial, busy);
+        assert_eq!(ends, Some((LEAST_OF_TRIAL, Stage::Many)));
+        let (_, next) = until(&mut s, Stage::One, busy).unwrap();
+        assert_eq!(next, Stage::Many);
+    }
+
+    #[test]
+    fn threads_of_which_one_runs_at_a_time_do_not() {
+        // They take turns; who waits for its turn asks for it now and then.
+        let turns = |n: usize| (1 + n as u32 / 5 % 2, n.is_multiple_of(5));
+        let mut s = Samples::default();
+        assert_eq!(
+            until(&mut s, Stage::Trial, turns),
+            Some((OF_TRIAL, Stage::One))
+        );
+        assert_eq!(until(&mut s, Stage::One, turns), None);
+        // One is woken all the time, and finds nothing to do.
+        let idle = |n: usize| (1 + u32::from(n.is_multiple_of(7)), true);
+        let mut s = Samples::default();
+        assert_eq!(
+            until(&mut s, Stage::Trial, idle),
+            Some((OF_TRIAL, Stage::One))
+        );
+        assert_eq!(until(&mut s, Stage::One, idle), None);
+        // It has something to do.
+        let (n, next) = until(&mut s, Stage::One, |n| (1 + n as u32 % 2, true)).unwrap();
+        assert!(next == Stage::Many && n <= WINDOW, "{n}");
     }
 
     #[test]

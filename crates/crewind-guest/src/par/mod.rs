@@ -26,9 +26,13 @@ pub mod rights;
 pub mod run;
 pub mod world;
 
+pub(crate) use adapt::Samples;
+
 use std::cell::UnsafeCell;
 use std::sync::RwLock;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
 
 use crate::start::{Mode, Sharing};
 use crate::thread::Thread;
@@ -166,7 +170,7 @@ pub struct Par {
     /// Threads that wait for a vcpu.
     waiting: AtomicU32,
     free_word: Apart<AtomicU32>,
-    /// Vcpus that are used: all, but those a recording of a part has.
+    /// Vcpus that are used: all, but for what a recording of a part has, and `adapt`.
     most: AtomicUsize,
     crew: Apart<rights::Crew>,
     /// log2 of the bytes that an entry of the tables of rights stands for.
@@ -179,6 +183,10 @@ pub struct Par {
     adaptive: bool,
     /// It is time to do that.
     wants_checks: AtomicBool,
+    /// How many vcpus are used, and why: `adapt::Stage`.
+    stage: AtomicU8,
+    /// How often one vcpu was tried.
+    trials: AtomicU32,
     /// Replaying: positions of all threads.
     published: replay::Registry,
     /// Recording: threads that have ended.
@@ -291,6 +299,8 @@ impl Par {
             keys,
             adaptive: sharing == Sharing::Adaptive,
             wants_checks: AtomicBool::new(false),
+            stage: AtomicU8::new(adapt::Stage::Many as u8),
+            trials: AtomicU32::new(0),
             published: replay::Registry::default(),
             ends: RwLock::default(),
             session: match mode {
@@ -435,8 +445,13 @@ impl Par {
 
     /// Recording: waits for a vcpu and the runtime lock. The thread takes the edge of the vcpu's last holder.
     pub(crate) fn take_vcpu(&self, th: &mut Thread) {
+        self.take_vcpu_in_turn(th, Turn::AnyTime);
+    }
+
+    /// As above, `turn` says when.
+    pub(super) fn take_vcpu_in_turn(&self, th: &mut Thread, turn: Turn) {
         loop {
-            let v = self.claim_slot(th);
+            let v = self.claim_slot(th, turn);
             self.runtime.lock();
             if !self.is_too_many(v) {
                 return self.take_over(th, v);
@@ -447,8 +462,24 @@ impl Par {
         }
     }
 
-    fn claim_slot(&self, th: &Thread) -> usize {
+    /// There are more vcpus than before.
+    fn wake_for_vcpus(&self) {
+        self.free_word.fetch_add(1, Ordering::AcqRel);
+        lock::futex_wake(&self.free_word, u32::MAX >> 1);
+    }
+
+    fn claim_slot(&self, th: &Thread, turn: Turn) -> usize {
         let mut registered = false;
+        if turn == Turn::AfterOthers {
+            let word = self.free_word.load(Ordering::Acquire);
+            self.waiting.fetch_add(1, Ordering::AcqRel);
+            registered = true;
+            let is_free = |s: &Slot| s.owner.load(Ordering::Acquire) == 0;
+            let most = self.most.load(Ordering::Acquire);
+            if self.slots.iter().take(most).any(is_free) {
+                lock::futex_wait(&self.free_word, word, Some(WAY_TO_OTHERS));
+            }
+        }
         loop {
             let word = self.free_word.load(Ordering::Acquire);
             let n = self.most.load(Ordering::Acquire).max(1);
@@ -515,9 +546,13 @@ impl Par {
             return;
         }
         let now = now_ms();
+        let slice = match self.is_alone() {
+            true => SLICE_ALONE_MS,
+            false => SLICE_MS,
+        };
         for s in &self.slots {
             if s.owner.load(Ordering::Relaxed) != 0
-                && now.saturating_sub(s.since.load(Ordering::Relaxed)) >= SLICE_MS
+                && now.saturating_sub(s.since.load(Ordering::Relaxed)) >= slice
             {
                 s.preempt.store(1, Ordering::Release);
                 s.poke();
@@ -526,8 +561,22 @@ impl Par {
     }
 }
 
+/// When a thread that waits for a vcpu takes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// As soon as one is free.
+    AnyTime,
+    /// It has just given one up for others, who take some time to wake up.
+    AfterOthers,
+}
+
+/// How long others have for that; nanoseconds. If nobody comes, the thread goes on.
+const WAY_TO_OTHERS: i64 = 1_000_000;
+
 /// How long a thread keeps its vcpu while others wait: as long as the serialised mode's timer.
 const SLICE_MS: u64 = 4;
+/// The same where one vcpu is enough: who waits for it wants to ask for a lock, mostly, and to wait for that.
+const SLICE_ALONE_MS: u64 = 1;
 
 fn now_ms() -> u64 {
     let mut t = libc::timespec {

@@ -295,6 +295,11 @@ impl Held<'_> {
         &mut self.inner().mapped
     }
 
+    /// Hand-overs may cost again what they may cost a process that begins.
+    pub(super) fn renew_budget(&mut self) {
+        self.inner().budget = Budget::new();
+    }
+
     fn inner(&mut self) -> &mut Inner {
         // SAFETY: the lock is held as long as `self`.
         unsafe { &mut *self.0.inner.get() }
@@ -624,7 +629,7 @@ impl Par {
                 if let Some(begun) = begun {
                     let needed = adapt::of_thread().saturating_sub(begun);
                     if !held.inner().budget.pays(needed, adapt::of_process) {
-                        self.wants_checks.store(true, Ordering::Relaxed);
+                        self.overspent();
                     }
                 }
                 if how == As::Check {

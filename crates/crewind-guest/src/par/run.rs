@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::replay::{At, Here, Moment};
 use super::rights::Got;
-use super::{Caches, Par, State};
+use super::{Caches, Par, State, Turn};
 use crate::diag::Level;
 use crate::replayed::ReplayShared;
 use crate::runtime::{Code, Flow, Runtime};
@@ -623,7 +623,7 @@ impl Runtime {
         par.give_vcpu(th);
         th.in_event = false;
         par.unlock();
-        par.take_vcpu(th);
+        par.take_vcpu_in_turn(th, Turn::AfterOthers);
         th.in_event = true;
     }
 
