@@ -124,9 +124,11 @@ const TRIALS: u32 = 8;
 /// whole interval. (Where threads give it up by themselves all the time, they wait for each other anyway.)
 #[derive(Clone, Debug)]
 pub(crate) struct Samples {
-    /// The last ones, in a ring: the thread that had it, 0 for none; whether others waited.
-    last: [(u32, bool); WINDOW],
+    /// The last ones, in a ring: whether another thread had it than in the sample before; whether others waited.
+    last: [(bool, bool); WINDOW],
     taken: usize,
+    /// The thread that had it in the newest sample; 0 for none.
+    owner: u32,
 }
 
 /// Samples that are looked at.
@@ -139,8 +141,9 @@ impl Samples {
     /// What follows for a process at a stage: the stage that it is to be at.
     fn add(&mut self, owner: u32, waits: bool, stage: Stage) -> Stage {
         if let Some(place) = self.last.get_mut(self.taken % WINDOW) {
-            *place = (owner, waits);
+            *place = (owner != self.owner, waits);
         }
+        self.owner = owner;
         self.taken += 1;
         let enough = match stage {
             Stage::Trial => LEAST_OF_TRIAL,
@@ -157,28 +160,26 @@ impl Samples {
         next
     }
 
-    /// Whether threads were seen that could well run at once: most of the time somebody waits, and the vcpu is used by
-    /// several. (A thread that is woken to look for work, finds none and sleeps again waits for the end of the other's slice
-    /// all the time, and does not need what it waits for.)
+    /// Whether threads were seen that could well run at once: most of the time somebody waits, and they use up one slice
+    /// after the other in turns. (A thread that is woken to look for work, finds none and sleeps again waits for the end of
+    /// the other's slice all the time, and does not need what it waits for: the other one goes on.)
     fn want_more(&self) -> bool {
         let seen = self
             .last
             .get(..self.taken.min(WINDOW))
             .unwrap_or(&self.last);
         let waited = seen.iter().filter(|(_, waits)| *waits).count();
-        let most = seen
-            .iter()
-            .map(|(owner, _)| seen.iter().filter(|(o, _)| o == owner).count())
-            .max();
-        3 * waited >= 2 * seen.len() && 4 * most.unwrap_or(0) < 3 * seen.len()
+        let changed = seen.iter().filter(|(changed, _)| *changed).count();
+        3 * waited >= 2 * seen.len() && 3 * changed >= seen.len()
     }
 }
 
 impl Default for Samples {
     fn default() -> Self {
         Samples {
-            last: [(0, false); WINDOW],
+            last: [(false, false); WINDOW],
             taken: 0,
+            owner: 0,
         }
     }
 }
@@ -202,6 +203,11 @@ impl Par {
     /// Whether one thread runs at a time, as others would have to hand memory to and fro.
     pub(crate) fn is_alone(&self) -> bool {
         self.stage() != Stage::Many
+    }
+
+    /// There is no trial of one vcpu.
+    pub(super) fn try_no_single_vcpu(&self) {
+        self.trials.store(TRIALS, Ordering::Relaxed);
     }
 
     /// The budget for hand-overs is used up.
@@ -400,7 +406,7 @@ mod tests {
         );
         assert_eq!(until(&mut s, Stage::One, turns), None);
         // One is woken all the time, and finds nothing to do.
-        let idle = |n: usize| (1 + u32::from(n.is_multiple_of(7)), true);
+        let idle = |n: usize| (1 + u32::from(n.is_multiple_of(9)), true);
         let mut s = Samples::default();
         assert_eq!(
             until(&mut s, Stage::Trial, idle),

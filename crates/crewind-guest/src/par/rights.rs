@@ -508,8 +508,10 @@ impl Par {
         held.inner().pages.mapping_changed(at);
     }
 
-    /// From now on memory that changes hands is taken by the granule.
+    /// From now on memory that changes hands is taken by the granule. To get there, a process with keys goes over to checks
+    /// without trying whether one vcpu does.
     pub(crate) fn claim_by_granule(&self) {
+        self.try_no_single_vcpu();
         self.crew_lock().inner().pages.by_granule();
     }
 
