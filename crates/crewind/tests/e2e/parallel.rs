@@ -84,7 +84,8 @@ fn recorded_adaptively(name: &str, rounds: &str, more: &[&str]) -> Option<Adapte
     }
     let source = guest_sources().join(format!("{name}.c"));
     let program = build(&source, &["-lpthread".into()], "");
-    let place = Place::new(&format!("{name}-adaptive"));
+    // Tests of one program run at once.
+    let place = Place::new(&format!("{name}-adaptive{}", more.concat()));
     let crewind = |words: &[&str]| succeeds(&place, words, Duration::from_secs(60));
     let program = program.to_str().expect("paths are UTF-8");
     let options: Vec<String> = mode.options(2).collect();
