@@ -44,8 +44,7 @@ impl Runtime {
         self.instruction_done(th, done)
     }
 
-    /// Replaying: takes the record of an instruction.
-    pub(crate) fn logged_insn(&mut self, th: &mut Thread, i: &InsnExit) -> InsnResult {
+    fn logged_insn(&mut self, th: &mut Thread, i: &InsnExit) -> InsnResult {
         let (clock, pc, regs) = (th.ctx().clock(), th.ctx().rip, th.reg_hash());
         let Some(r) = self.take_record(th) else {
             self.end_of_log(th)

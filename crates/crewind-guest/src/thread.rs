@@ -99,7 +99,8 @@ pub struct Thread {
     pub in_event: bool,
     /// Parallel recording: the event under way changes mappings.
     pub maps: bool,
-    /// A `vfork` child: the world stands still for it, so its events need no place in the order.
+    /// Its events need no place in the order: it is a `vfork` child, for which the world stands still, or the event under way
+    /// concerns only itself (`par::quick`).
     pub unordered: bool,
     /// Parallel replay: place in the order of the event under way.
     pub order: Option<u64>,

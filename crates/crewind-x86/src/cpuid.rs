@@ -40,11 +40,13 @@ pub fn is_amd() -> bool {
 }
 
 pub(crate) fn has_rdrand() -> bool {
-    host(1, 0).ecx & 1 << 30 != 0
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| host(1, 0).ecx & 1 << 30 != 0)
 }
 
 pub(crate) fn has_rdseed() -> bool {
-    max_leaf() >= 7 && host(7, 0).ebx & 1 << 18 != 0
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| max_leaf() >= 7 && host(7, 0).ebx & 1 << 18 != 0)
 }
 
 pub(crate) fn has_xgetbv1() -> bool {

@@ -73,6 +73,15 @@ impl InsnKind {
     pub fn is_fpu_state(self) -> bool {
         self as u8 >= InsnKind::Fxsave as u8
     }
+    /// True if it only writes registers, and cannot fail on this machine: time stamps, random numbers.
+    pub fn only_tells(self) -> bool {
+        match self {
+            InsnKind::Rdtsc | InsnKind::Rdtscp => true,
+            InsnKind::Rdrand => cpuid::has_rdrand(),
+            InsnKind::Rdseed => cpuid::has_rdseed(),
+            _ => false,
+        }
+    }
 }
 
 /// An instruction the runtime has to do.

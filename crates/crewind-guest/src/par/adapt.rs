@@ -122,29 +122,30 @@ const TRIALS: u32 = 8;
 
 /// What a timer saw of the only vcpu, at equal intervals: who had it, and whether others waited while it had had it for the
 /// whole interval. (Where threads give it up by themselves all the time, they wait for each other anyway.)
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Samples {
-    /// The last ones, in a ring: whether another thread had it than in the sample before; whether others waited.
-    last: [(bool, bool); WINDOW],
-    taken: usize,
+    /// Of the last ones, the newest lowest: those in which another thread had it than in the one before.
+    changed: u64,
+    /// Those in which others waited.
+    waited: u64,
+    taken: u32,
     /// The thread that had it in the newest sample; 0 for none.
     owner: u32,
 }
 
 /// Samples that are looked at.
-const WINDOW: usize = 64;
+const WINDOW: u32 = u64::BITS;
 /// Samples of a trial, at least and at most.
-const LEAST_OF_TRIAL: usize = 8;
-const OF_TRIAL: usize = 12;
+const LEAST_OF_TRIAL: u32 = 8;
+const OF_TRIAL: u32 = 12;
 
 impl Samples {
     /// What follows for a process at a stage: the stage that it is to be at.
     fn add(&mut self, owner: u32, waits: bool, stage: Stage) -> Stage {
-        if let Some(place) = self.last.get_mut(self.taken % WINDOW) {
-            *place = (owner != self.owner, waits);
-        }
+        self.changed = self.changed << 1 | u64::from(owner != self.owner);
+        self.waited = self.waited << 1 | u64::from(waits);
         self.owner = owner;
-        self.taken += 1;
+        self.taken = self.taken.saturating_add(1);
         let enough = match stage {
             Stage::Trial => LEAST_OF_TRIAL,
             _ => WINDOW,
@@ -164,23 +165,8 @@ impl Samples {
     /// after the other in turns. (A thread that is woken to look for work, finds none and sleeps again waits for the end of
     /// the other's slice all the time, and does not need what it waits for: the other one goes on.)
     fn want_more(&self) -> bool {
-        let seen = self
-            .last
-            .get(..self.taken.min(WINDOW))
-            .unwrap_or(&self.last);
-        let waited = seen.iter().filter(|(_, waits)| *waits).count();
-        let changed = seen.iter().filter(|(changed, _)| *changed).count();
-        3 * waited >= 2 * seen.len() && 3 * changed >= seen.len()
-    }
-}
-
-impl Default for Samples {
-    fn default() -> Self {
-        Samples {
-            last: [(false, false); WINDOW],
-            taken: 0,
-            owner: 0,
-        }
+        let seen = self.taken.min(WINDOW);
+        3 * self.waited.count_ones() >= 2 * seen && 3 * self.changed.count_ones() >= seen
     }
 }
 
@@ -223,10 +209,14 @@ impl Par {
         self.count(Counter::OneVcpu, 1);
         self.run_at_once(1);
         self.stage.store(Stage::Trial as u8, Ordering::Release);
-        for slot in self.slots.iter().skip(1) {
-            slot.preempt.store(1, Ordering::Release);
-            slot.poke();
-        }
+        self.send_off();
+    }
+
+    /// Makes threads leave the vcpus that are not used any more.
+    fn send_off(&self) {
+        let others = self.slots.iter().skip(1);
+        let in_use = |s: &&super::Slot| s.owner.load(Ordering::Relaxed) != 0;
+        others.filter(in_use).for_each(super::Slot::preempt);
     }
 
     /// For the timer, at equal intervals while one thread runs at a time.
@@ -240,12 +230,9 @@ impl Par {
         });
         let waits = self.contended() && super::now_ms() > since;
         let next = samples.add(owner, waits, stage);
-        // Who got its vcpu just before may not have seen it.
-        for slot in self.slots.iter().skip(1) {
-            if next != Stage::Many && slot.owner.load(Ordering::Relaxed) != 0 {
-                slot.preempt.store(1, Ordering::Release);
-                slot.poke();
-            }
+        if next != Stage::Many {
+            // Who got its vcpu just before may not have seen it.
+            self.send_off();
         }
         if next == stage {
             return;
@@ -376,8 +363,8 @@ mod tests {
     fn until(
         s: &mut Samples,
         stage: Stage,
-        seen: impl Fn(usize) -> (u32, bool),
-    ) -> Option<(usize, Stage)> {
+        seen: impl Fn(u32) -> (u32, bool),
+    ) -> Option<(u32, Stage)> {
         (1..10_000).find_map(|n| {
             let (owner, waits) = seen(n);
             let next = s.add(owner, waits, stage);
@@ -388,7 +375,7 @@ mod tests {
     #[test]
     fn threads_that_could_run_at_once_end_a_trial() {
         let mut s = Samples::default();
-        let busy = |n| (1 + n as u32 % 2, true);
+        let busy = |n| (1 + n % 2, true);
         let ends = until(&mut s, Stage::Trial, busy);
         assert_eq!(ends, Some((LEAST_OF_TRIAL, Stage::Many)));
         let (_, next) = until(&mut s, Stage::One, busy).unwrap();
@@ -398,7 +385,7 @@ mod tests {
     #[test]
     fn threads_of_which_one_runs_at_a_time_do_not() {
         // They take turns; who waits for its turn asks for it now and then.
-        let turns = |n: usize| (1 + n as u32 / 5 % 2, n.is_multiple_of(5));
+        let turns = |n: u32| (1 + n / 5 % 2, n.is_multiple_of(5));
         let mut s = Samples::default();
         assert_eq!(
             until(&mut s, Stage::Trial, turns),
@@ -406,7 +393,7 @@ mod tests {
         );
         assert_eq!(until(&mut s, Stage::One, turns), None);
         // One is woken all the time, and finds nothing to do.
-        let idle = |n: usize| (1 + u32::from(n.is_multiple_of(9)), true);
+        let idle = |n: u32| (1 + u32::from(n.is_multiple_of(9)), true);
         let mut s = Samples::default();
         assert_eq!(
             until(&mut s, Stage::Trial, idle),
@@ -414,7 +401,7 @@ mod tests {
         );
         assert_eq!(until(&mut s, Stage::One, idle), None);
         // It has something to do.
-        let (n, next) = until(&mut s, Stage::One, |n| (1 + n as u32 % 2, true)).unwrap();
+        let (n, next) = until(&mut s, Stage::One, |n| (1 + n % 2, true)).unwrap();
         assert!(next == Stage::Many && n <= WINDOW, "{n}");
     }
 

@@ -593,7 +593,7 @@ impl Par {
         }
     }
 
-    /// With keys: whether a vcpu's thread lacks the right to an access, as the tables say.
+    /// Whether a vcpu's thread lacks the right to an access, as the tables say.
     pub(super) fn lacks(&self, th: &Thread, addr: u64, write: bool) -> bool {
         let lacking = if write { NO_WRITE } else { NO_READ };
         self.slot(th).rights.get(entry(self.shift(), addr)) & lacking != 0

@@ -554,8 +554,7 @@ impl Par {
             if s.owner.load(Ordering::Relaxed) != 0
                 && now.saturating_sub(s.since.load(Ordering::Relaxed)) >= slice
             {
-                s.preempt.store(1, Ordering::Release);
-                s.poke();
+                s.preempt();
             }
         }
     }
@@ -637,6 +636,12 @@ impl Slot {
     /// Makes its thread leave translated code at the next tick.
     fn poke(&self) {
         self.pokes.iter().flatten().for_each(Poke::now);
+    }
+
+    /// Makes it give its vcpu up there.
+    fn preempt(&self) {
+        self.preempt.store(1, Ordering::Release);
+        self.poke();
     }
 
     /// The thread stands still here, and others may take rights from its vcpu.

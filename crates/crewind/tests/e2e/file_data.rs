@@ -26,6 +26,18 @@ fn size_below(directory: &Path) -> u64 {
         .sum()
 }
 
+/// Replays a recording without its input; returns how many references to contents the trace has.
+fn replayed_with_references(place: &Place, input: &Path, recorded: &Output) -> usize {
+    std::fs::remove_file(input).expect("it is there");
+    let replayed = crewind(place, &["replay", "trace"]);
+    assert_eq!(replayed.stdout, recorded.stdout, "{}", show(&replayed));
+    let dump = crewind(place, &["dump", "trace"]);
+    String::from_utf8_lossy(&dump.stdout)
+        .lines()
+        .filter(|line| line.contains(" file-data "))
+        .count()
+}
+
 #[test]
 fn what_is_read_again_is_kept_once() {
     const SIZE: usize = 1 << 20;
@@ -49,14 +61,7 @@ fn what_is_read_again_is_kept_once() {
         &["record", "-o", "trace", "--", "sh", "-c", &script],
     );
     assert_eq!(recorded.status.code(), Some(0), "{}", show(&recorded));
-    std::fs::remove_file(&input).expect("it is there");
-    let replayed = crewind(&place, &["replay", "trace"]);
-    assert_eq!(replayed.stdout, recorded.stdout, "{}", show(&replayed));
-    let dump = crewind(&place, &["dump", "trace"]);
-    let references = String::from_utf8_lossy(&dump.stdout)
-        .lines()
-        .filter(|line| line.contains(" file-data "))
-        .count();
+    let references = replayed_with_references(&place, &input, &recorded);
     assert!(references > TIMES, "{references} references");
     // Each of the two processes logs what it reads first.
     let streams = size_below(&place.work.join("trace/streams"));
@@ -116,14 +121,7 @@ fn what_is_read_in_sequence_is_referred_to_and_may_change() {
     assert_eq!(recorded.status.code(), Some(0), "{}", show(&recorded));
     let said = String::from_utf8_lossy(&recorded.stdout).into_owned();
     assert!(said.starts_with(&format!("{} ", 120 << 16)), "{said}");
-    std::fs::remove_file(&input).expect("it is there");
-    let replayed = crewind(&place, &["replay", "trace"]);
-    assert_eq!(replayed.stdout, recorded.stdout, "{}", show(&replayed));
-    let dump = crewind(&place, &["dump", "trace"]);
-    let references = String::from_utf8_lossy(&dump.stdout)
-        .lines()
-        .filter(|line| line.contains(" file-data "))
-        .count();
+    let references = replayed_with_references(&place, &input, &recorded);
     // Of 120 results those between the first MiB and the first change: the bytes of what comes then are logged.
     assert!((50..=54).contains(&references), "{references} references");
 }
