@@ -225,8 +225,14 @@ impl Pages {
 
     /// It has, and that is logged: whoever touches memory for the first time waits for it.
     pub fn mapping_changed(&mut self, at: Edge) {
-        self.mapping = Some(at);
+        self.comes_behind(at);
         self.in_flight = None;
+    }
+
+    /// Whoever touches memory for the first time waits for this point, which lies behind all that was done to memory that
+    /// nobody has a right to.
+    pub fn comes_behind(&mut self, at: Edge) {
+        self.mapping = Some(at);
     }
 
     /// From where to where a claim to write to granule `i` is to reach at least, because the memory around it is going over

@@ -7,7 +7,7 @@ use crate::runtime::{Flow, GuestMem, Runtime};
 use crate::signal::SigInfo;
 use crate::start::Mode;
 use crate::thread::Thread;
-use crewind_trace::event::{Event, Stop};
+use crewind_trace::event::Event;
 use crewind_x86::insn::{self, InsnFault};
 use crewind_x86::{InsnExit, InsnResult, fpu};
 
@@ -20,7 +20,7 @@ impl Runtime {
             let done = fpu::emulate(th.ctx(), i, &mut Memory(self));
             if let Some(par) = self.par {
                 // What it took to access that memory belongs in front of the instruction.
-                Self::log_acquire_at(par, th, at, Stop::Comes);
+                self.placed_in_front(th, par, at);
             }
             return self.instruction_done(th, done);
         }

@@ -596,8 +596,6 @@ impl Runtime {
 /// The preemption timer: a host thread that makes the vcpu's holder come to the runtime at a tick while
 /// others wait. Asked again every period, because a request can be lost to the owner's next clock update.
 pub fn start_preempter() {
-    const PERIOD: std::time::Duration = std::time::Duration::from_millis(4);
-    const PERIOD_ALONE: std::time::Duration = std::time::Duration::from_millis(1);
     let spawned = std::thread::Builder::new()
         .name("crewind-timer".into())
         .stack_size(64 << 10)
@@ -605,16 +603,12 @@ pub fn start_preempter() {
             crate::signal::host::block_all();
             let v = vcpu();
             let mut seen = u64::MAX;
-            let mut samples = par::Samples::default();
-            let mut period = PERIOD;
+            let mut watch = par::Watch::default();
+            let mut period = par::PERIOD;
             loop {
                 std::thread::sleep(period);
                 if let Some(par) = par::get() {
-                    period = PERIOD;
-                    if par.is_alone() {
-                        par.watch(&mut samples);
-                        period = PERIOD_ALONE;
-                    }
+                    period = par.watch(&mut watch);
                     par.preempt_long_runners();
                     continue;
                 }

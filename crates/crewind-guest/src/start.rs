@@ -140,6 +140,9 @@ pub struct Options {
     /// happens often. For tests.
     #[serde(default)]
     pub by_granule: bool,
+    /// Recording with checks: a process with threads changes to one vcpu and back all the time. For tests.
+    #[serde(default)]
+    pub alternate: bool,
     /// Replaying: a debugger wants to see a process.
     #[serde(default)]
     pub debug: Option<crate::debug::DebugOptions>,
@@ -199,6 +202,7 @@ impl Default for Options {
             lockstep: None,
             one_thread: false,
             by_granule: false,
+            alternate: false,
             debug: None,
             deferred: None,
         }

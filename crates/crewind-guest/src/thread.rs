@@ -102,6 +102,8 @@ pub struct Thread {
     /// Its events need no place in the order: it is a `vfork` child, for which the world stands still, or the event under way
     /// concerns only itself (`par::quick`).
     pub unordered: bool,
+    /// Parallel recording: it has waited long for the vcpu that it has, and that has not been judged yet.
+    pub waited_long: bool,
     /// Parallel replay: place in the order of the event under way.
     pub order: Option<u64>,
     /// Parallel replay: what others see of it.
@@ -155,6 +157,7 @@ impl Thread {
             in_event: false,
             maps: false,
             unordered: false,
+            waited_long: false,
             order: None,
             published: None,
             output: None,

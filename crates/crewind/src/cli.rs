@@ -116,6 +116,9 @@ pub struct RecordArgs {
     /// With checks: take memory by the granule from its first change of hands on. A mode for tests.
     #[arg(long, hide = true)]
     pub by_granule: bool,
+    /// With checks: change to one vcpu and back all the time. A mode for tests.
+    #[arg(long, hide = true)]
+    pub alternate: bool,
     /// The program and its arguments.
     #[arg(
         required = true,

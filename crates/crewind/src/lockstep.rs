@@ -23,6 +23,7 @@ pub fn run(args: LockstepArgs) -> Result<i32> {
         start_at_function: None,
         stop_after: None,
         by_granule: false,
+        alternate: false,
         sharing: crate::cli::SharingArg::Serial,
         output: Some(place.join("trace")),
         cpus: Some(1),

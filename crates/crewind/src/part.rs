@@ -111,6 +111,7 @@ fn supervised(
         lockstep: None,
         one_thread: false,
         by_granule: false,
+        alternate: false,
         debug: None,
         deferred: Some(deferred),
     };

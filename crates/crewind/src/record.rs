@@ -61,6 +61,7 @@ pub fn record(args: &RecordArgs, lockstep: Option<LockstepOptions>) -> Result<En
         lockstep,
         one_thread: false,
         by_granule: args.by_granule,
+        alternate: args.alternate,
         debug: None,
         deferred: None,
     };

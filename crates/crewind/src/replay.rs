@@ -141,6 +141,7 @@ fn options(trace: &TraceDir) -> Options {
         lockstep: None,
         one_thread: false,
         by_granule: false,
+        alternate: false,
         debug: None,
         deferred: None,
     }

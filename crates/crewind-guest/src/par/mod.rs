@@ -26,13 +26,11 @@ pub mod rights;
 pub mod run;
 pub mod world;
 
-pub(crate) use adapt::Samples;
+pub(crate) use adapt::{PERIOD, Watch};
 
 use std::cell::UnsafeCell;
 use std::sync::RwLock;
-use std::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
-};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::start::{Mode, Sharing};
 use crate::thread::Thread;
@@ -133,8 +131,9 @@ pub struct Slot {
     spot: UnsafeCell<Point>,
     requests: [Request; MAX_VCPUS],
     cache: UnsafeCell<Box<CodeCache>>,
-    /// Replaying: another cache, whose code looks out for events. Where instructions in short loops are compared with the
-    /// clock, programs run at a third of their speed, so that is done only when the event is near.
+    /// Another cache. Replaying: one whose code looks out for events. Where instructions in short loops are compared with the
+    /// clock, programs run at a third of their speed, so that is done only when the event is near. Recording: one whose code
+    /// does not check accesses, for when no other vcpu is used.
     near: Option<UnsafeCell<Box<CodeCache>>>,
     pokes: [Option<Poke>; 2],
     rights: rights::Table,
@@ -179,14 +178,8 @@ pub struct Par {
     keys: Option<keys::Keys>,
     /// Whether they still do. Changes while the world is stopped, and with the crew lock.
     keyed: AtomicBool,
-    /// Whether to go over to checks when keys cost too much.
-    adaptive: bool,
-    /// It is time to do that.
-    wants_checks: AtomicBool,
-    /// How many vcpus are used, and why: `adapt::Stage`.
-    stage: AtomicU8,
-    /// How often one vcpu was tried.
-    trials: AtomicU32,
+    /// How the process runs and is to run.
+    adapt: adapt::Adapt,
     /// Replaying: positions of all threads.
     published: replay::Registry,
     /// Recording: threads that have ended.
@@ -227,14 +220,17 @@ impl Par {
             (Mode::Record, Sharing::Pkeys | Sharing::Adaptive) => Some(keys::Keys::new(n)?),
             _ => None,
         };
+        // Recording with checks: the first vcpu can do without while it is the only one.
+        let may_be_free = caches == Caches::Checked && n > 1 && sharing != Sharing::Pkeys;
         let mut slots = Vec::with_capacity(n);
         for v in 0..n {
             let at = crate::layout::vcpu(v);
             let rights = (caches == Caches::Checked).then_some(at.rights);
             let table = rights::Table::map(rights)?;
+            let another = two_caches || may_be_free && v == 0;
             let config = Config {
                 cache_base: at.cache,
-                cache_size: match two_caches {
+                cache_size: match another {
                     true => at.near - at.cache,
                     false => at.cache_len,
                 } as usize,
@@ -249,8 +245,10 @@ impl Par {
                 cache.defer_translation();
                 Ok::<_, std::io::Error>(cache)
             };
-            let near = match two_caches {
+            let near = match another {
                 true => Some(make(Config {
+                    rights: None,
+                    pages: false,
                     cache_base: at.near,
                     cache_size: (at.cache + at.cache_len - at.near) as usize,
                     table_base: at.near_table,
@@ -297,10 +295,7 @@ impl Par {
             }),
             keyed: AtomicBool::new(keys.is_some()),
             keys,
-            adaptive: sharing == Sharing::Adaptive,
-            wants_checks: AtomicBool::new(false),
-            stage: AtomicU8::new(adapt::Stage::Many as u8),
-            trials: AtomicU32::new(0),
+            adapt: adapt::Adapt::new(sharing == Sharing::Adaptive, may_be_free),
             published: replay::Registry::default(),
             ends: RwLock::default(),
             session: match mode {
@@ -399,6 +394,15 @@ impl Par {
         unsafe { &mut *self.slot(th).cache_in_use(th.near).get() }
     }
 
+    /// Recording: the thread, which holds a vcpu and is out of translated code, goes on with code that checks, or without.
+    pub(super) fn choose_cache(&self, th: &mut Thread) {
+        let free = self.is_free();
+        if th.near != free {
+            th.near = free;
+            th.cache = self.slot(th).cache_ptr(free);
+        }
+    }
+
     /// Changes all caches, while nobody else is in translated code.
     ///
     /// # Errors
@@ -450,10 +454,13 @@ impl Par {
 
     /// As above, `turn` says when.
     pub(super) fn take_vcpu_in_turn(&self, th: &mut Thread, turn: Turn) {
+        let begun = rights::cycles();
         loop {
             let v = self.claim_slot(th, turn);
             self.runtime.lock();
             if !self.is_too_many(v) {
+                th.waited_long =
+                    self.is_alone() && rights::cycles().wrapping_sub(begun) > LONG_WAIT;
                 return self.take_over(th, v);
             }
             // A recording has begun meanwhile.
@@ -569,6 +576,8 @@ pub(super) enum Turn {
     AfterOthers,
 }
 
+/// Who waits longer than this for a vcpu waits for the end of another one's slice. Cycles; some 0.5 ms.
+const LONG_WAIT: u64 = 1_500_000;
 /// How long others have for that; nanoseconds. If nobody comes, the thread goes on.
 const WAY_TO_OTHERS: i64 = 1_000_000;
 

@@ -88,7 +88,7 @@ impl Par {
     /// Whether the thread's vcpu may write this, which is smaller than a granule, anyway.
     fn may_write(&self, th: &Thread, out: &MemWrite<'_>) -> bool {
         let last = out.addr.wrapping_add(out.data.len() as u64 - 1);
-        !self.lacks(th, out.addr, true) && !self.lacks(th, last, true)
+        self.is_free() || !self.lacks(th, out.addr, true) && !self.lacks(th, last, true)
     }
 }
 

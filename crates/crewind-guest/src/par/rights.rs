@@ -295,6 +295,11 @@ impl Held<'_> {
         &mut self.inner().mapped
     }
 
+    /// Whoever touches memory for the first time waits for this point.
+    pub(super) fn comes_behind(&mut self, at: Edge) {
+        self.inner().pages.comes_behind(at);
+    }
+
     /// Hand-overs may cost again what they may cost a process that begins.
     pub(super) fn renew_budget(&mut self) {
         self.inner().budget = Budget::new();
@@ -417,6 +422,9 @@ impl Par {
 
     /// An event touches guest memory: nobody else may until it is done.
     pub(crate) fn event_touches(&self, th: &mut Thread, addr: u64, len: u64, write: bool) {
+        if self.is_free() {
+            return;
+        }
         let mut list = std::mem::take(&mut th.wants);
         list.clear();
         wants(self.shift(), addr, len, write, &mut list);
@@ -427,6 +435,9 @@ impl Par {
     /// The memory of a range is about to be mapped, unmapped or protected otherwise: a write of all of it. Chunks that
     /// nobody ever touched are left alone.
     pub(crate) fn event_maps(&self, th: &mut Thread, addr: u64, len: u64) {
+        if self.is_free() {
+            return;
+        }
         let mut list = Vec::new();
         wants(self.shift(), addr, len, true, &mut list);
         let mut others = Vec::new();
@@ -504,8 +515,7 @@ impl Par {
     /// A change of mappings was logged: whoever touches memory for the first time waits for it.
     pub(crate) fn mapping_changed(&self, th: &mut Thread) {
         let at = th.spot();
-        let mut held = self.crew_lock();
-        held.inner().pages.mapping_changed(at);
+        self.crew_lock().inner().pages.mapping_changed(at);
     }
 
     /// From now on memory that changes hands is taken by the granule. To get there, a process with keys goes over to checks
@@ -524,7 +534,8 @@ impl Par {
     }
 
     /// Nobody gets a right to a range from now on. The calling thread has taken what others had.
-    pub(crate) fn bar(&self, addr: u64, len: u64) {
+    pub(crate) fn bar(&self, th: &mut Thread, addr: u64, len: u64) {
+        self.check_again(th);
         let mut list = Vec::new();
         wants(self.shift(), addr, len, true, &mut list);
         let mut held = self.crew_lock();
@@ -588,12 +599,12 @@ impl Par {
     fn obtain(&self, th: &mut Thread, list: &[Want], how: As) -> Got {
         let me = usize::from(th.vcpu);
         let slot = self.slot(th);
-        let accounts = self.adaptive && self.has_keys();
+        let by_time = self.has_keys() && self.counts_hand_overs();
         if how == As::Check {
             slot.park(th, State::Asking);
             self.hold_off(th, list);
         }
-        let mut begun = (accounts && how == As::Check).then(adapt::of_thread);
+        let mut begun = (by_time && how == As::Check).then(adapt::of_thread);
         let (begun_at, mut from_others) = (cycles(), false);
         let mut first = how == As::Check && !self.has_keys();
         loop {
@@ -612,7 +623,7 @@ impl Par {
                         at = self.slots[me].rights.end_of(i, w.end, BARRED);
                         continue;
                     }
-                    if accounts && begun.is_none() {
+                    if by_time && begun.is_none() {
                         begun = Some(adapt::of_thread());
                     }
                     match self.claim(th, &mut held, me, i, &w, how) {
@@ -628,11 +639,17 @@ impl Par {
                 }
             }
             let Some(u) = busy else {
-                if let Some(begun) = begun {
-                    let needed = adapt::of_thread().saturating_sub(begun);
-                    if !held.inner().budget.pays(needed, adapt::of_process) {
-                        self.overspent();
+                let cost = match begun {
+                    Some(begun) => Some(adapt::by_keys(adapt::of_thread().saturating_sub(begun))),
+                    None if from_others && !self.has_keys() && self.counts_hand_overs() => {
+                        Some(adapt::by_checks(cycles().wrapping_sub(begun_at)))
                     }
+                    None => None,
+                };
+                if let Some(cost) = cost
+                    && !held.inner().budget.pays(cost, adapt::of_process)
+                {
+                    self.overspent();
                 }
                 if how == As::Check {
                     // Before the lock is given back: nobody may take what was just got.
@@ -662,11 +679,13 @@ impl Par {
         }
     }
 
-    /// Takes all rights away and opens all memory: from now on entries of the tables stand for granules, and nothing but
-    /// translated code looks at them. The world is stopped.
-    pub(super) fn drop_keys(&self) {
+    /// Takes all rights away. With keys it opens all memory: from now on entries of the tables stand for granules, and
+    /// nothing but translated code looks at them. The world is stopped.
+    pub(super) fn drop_rights(&self) {
         let mut held = self.crew_lock();
-        keys::must_apply(&self.plan_open(&mut held));
+        if self.has_keys() {
+            keys::must_apply(&self.plan_open(&mut held));
+        }
         for (chunk, touched) in (0..).zip(&self.crew.touched) {
             if touched.swap(0, Ordering::Relaxed) != 0 {
                 for slot in &self.slots {

@@ -124,15 +124,19 @@ impl Runtime {
         th.in_event = false;
         par.unlock();
         let exit = loop {
-            if par.wants_checks() {
+            if par.wants_change() {
                 par.come_in(th);
                 // Others may have taken meanwhile what a check had got.
                 th.ctx().passed_check = 0;
-                self.go_over_to_checks(th, par);
+                self.change(th, par);
                 self.placed(th, par);
                 th.in_event = false;
                 par.unlock();
+                if par.is_too_many(usize::from(th.vcpu)) {
+                    break Exit::Stepped;
+                }
             }
+            par.choose_cache(th);
             if !par.enter(th) {
                 // Others may take now what a check has just got.
                 th.ctx().passed_check = 0;
@@ -202,13 +206,24 @@ impl Runtime {
     /// Logs what the thread waits for before it goes on, with the runtime lock: after a stop of the world, and on another
     /// vcpu, a place in the order of events. True when it is that.
     fn placed(&self, th: &mut Thread, par: &Par) -> bool {
-        let place = th.epoch != par.epoch() || th.vcpu_note.is_some();
+        let place = th.needs_place(par);
         if place {
             th.log_place(par);
         } else {
             Self::log_acquire(par, th, Stop::Find);
         }
         place
+    }
+
+    /// As above, where an instruction at a position has brought the thread to the runtime that is not an event, but has accessed
+    /// memory. What others did while the world stood still comes in front of that, and rights do not always say so: none are
+    /// left when the way that accesses are ordered has changed.
+    pub(crate) fn placed_in_front(&self, th: &mut Thread, par: &Par, at: (u64, u64)) {
+        if self.recording() && !th.unordered && th.needs_place(par) {
+            th.log_order(par, at, Stop::Comes, None);
+        } else {
+            Self::log_acquire_at(par, th, at, Stop::Comes);
+        }
     }
 
     /// Does an instruction that accesses memory shared with other processes, or the like. The runtime lock is held
@@ -258,6 +273,9 @@ impl Runtime {
             th.log_place(par);
         }
         loop {
+            if self.mode == Mode::Record {
+                par.choose_cache(th);
+            }
             th.ctx().pkru = par.pkru(par.slot(th));
             let src = Code(UnsafeCell::new(&mut self.space));
             // SAFETY: this thread holds its vcpu, whose cache it is, and the runtime lock.
@@ -403,6 +421,8 @@ impl Runtime {
                     Some(exit) => return exit,
                 }
                 self.aim(th, par);
+            } else {
+                par.choose_cache(th);
             }
             th.ctx().pkru = par.pkru(par.slot(th));
             // SAFETY: as in `run_recording`; nobody else runs.
@@ -546,6 +566,9 @@ impl Runtime {
         )?;
         if self.options.by_granule {
             par.claim_by_granule();
+        }
+        if self.options.alternate {
+            par.alternate();
         }
         self.par = Some(par);
         if self.deferred.is_some() {
@@ -709,6 +732,11 @@ impl Thread {
         let order = par.next_order();
         self.known.comes_at(order);
         order
+    }
+
+    /// Whether it may only go on behind a place in the order of events: after a stop of the world, and on another vcpu.
+    fn needs_place(&self, par: &Par) -> bool {
+        self.epoch != par.epoch() || self.vcpu_note.is_some()
     }
 
     /// Recording: logs a place in the order of events, with what the thread has to wait for. The runtime lock is held.

@@ -272,8 +272,8 @@ impl Runtime {
                 // SAFETY: the calling thread's own; callers use no field of it that is used here.
                 if let Some(th) = unsafe { crate::thread::current().as_mut() } {
                     par.event_maps(th, addr, len);
+                    par.bar(th, addr, len);
                 }
-                par.bar(addr, len);
             }
             None => {
                 let base = layout::vcpu(0).rights;

@@ -98,6 +98,11 @@ impl Runtime {
         let call = Call::of(th, next);
         let nr = call.nr;
         let row = crewind_syscalls::row(nr);
+        if th.waited_long
+            && let (Some(par), Some(row)) = (self.par, row)
+        {
+            par.waited_for(th, row);
+        }
         if let Some(flow) = self.recording_call(th, &call) {
             return flow;
         }
