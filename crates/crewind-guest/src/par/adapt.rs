@@ -394,7 +394,7 @@ impl Watch {
             }
             self.pause = match self.stage == Stage::One && self.lasted > WORTH_IT {
                 true => PAUSE,
-                false => (2 * self.pause).min(MOST_PAUSE),
+                false => (4 * self.pause).min(MOST_PAUSE),
             };
             self.closed = self.pause;
         }
@@ -872,12 +872,12 @@ mod tests {
     fn trials_that_fail_become_rare() {
         let mut w = Watch::default();
         let mut pauses = Vec::new();
-        for _ in 0..8 {
+        for _ in 0..4 {
             w.see(Stage::Trial);
             w.see(Stage::Many);
             pauses.push(w.closed);
         }
-        assert_eq!(pauses, [64, 128, 256, 512, 1024, 2048, 2048, 2048]);
+        assert_eq!(pauses, [128, 512, 2048, 2048]);
         // Until one is worth it.
         w.see(Stage::Trial);
         for _ in 0..=WORTH_IT + 1 {
