@@ -227,6 +227,15 @@ impl Adapt {
 
     fn set_stage(&self, stage: Stage) {
         self.stage.store(stage as u8, Ordering::Release);
+        self.delayed.store(0, Ordering::Relaxed);
+    }
+
+    /// From one stage to another, unless somebody has changed it meanwhile.
+    fn change_stage(&self, from: Stage, to: Stage) {
+        let order = (Ordering::AcqRel, Ordering::Relaxed);
+        let _ = self
+            .stage
+            .compare_exchange(from as u8, to as u8, order.0, order.1);
     }
 
     fn wanted(&self) -> Change {
@@ -518,8 +527,10 @@ impl Par {
         if self.wants_change() {
             self.slots.iter().for_each(super::Slot::poke);
         }
+        let has_thread = |s: &super::Slot| s.owner.load(Ordering::Relaxed) != 0;
         match stage {
             Stage::Many if !self.adapt.alternates.load(Ordering::Relaxed) => PERIOD,
+            _ if !self.slots.iter().any(has_thread) && !self.contended() => PERIOD,
             _ => PERIOD_ALONE,
         }
     }
@@ -531,7 +542,11 @@ impl Par {
             return Change::Nothing;
         }
         watch.closed = watch.closed.saturating_sub(1);
-        if watch.closed == 0 && !adapt.open.load(Ordering::Relaxed) && !self.wants_change() {
+        if watch.closed == 0
+            && !adapt.open.load(Ordering::Relaxed)
+            && !self.wants_change()
+            && !self.is_alone()
+        {
             self.crew_lock().renew_budget();
             adapt.open.store(true, Ordering::Relaxed);
         }
@@ -550,8 +565,9 @@ impl Par {
                 s.since.load(Ordering::Relaxed),
             )
         });
-        let waits = self.contended() && super::now_ms() > since;
         let delayed = self.adapt.delayed.swap(0, Ordering::Relaxed) > 0;
+        // However often it changes hands: who has something to do had to wait long.
+        let waits = delayed || self.contended() && super::now_ms() > since;
         watch.samples.add(owner, waits, delayed, stage, window)
     }
 
@@ -561,8 +577,11 @@ impl Par {
             Stage::Many => Change::ToMany,
             _ if self.adapt.alternates.load(Ordering::Relaxed) => Change::ToMany,
             next => {
-                watch.stage = next;
-                self.adapt.set_stage(next);
+                // A thread may be changing it just now.
+                if next != watch.stage {
+                    self.adapt.change_stage(watch.stage, next);
+                    watch.stage = next;
+                }
                 Change::Nothing
             }
         }
@@ -606,6 +625,8 @@ impl Par {
         }
         let at = th.spot();
         self.crew_lock().comes_behind(at);
+        // All others log a place behind that: of what they did on the one vcpu no rights are left.
+        self.epoch.fetch_add(1, Ordering::SeqCst);
         self.use_all_vcpus();
     }
 
@@ -625,19 +646,23 @@ impl Runtime {
         if par.stopping() {
             return;
         }
-        // Somebody else may have done it while this thread came in.
-        match par.adapt.wanted() {
-            Change::Nothing => return,
+        // Somebody else may have done it while this thread came in. What is wanted from here on is not forgotten.
+        let change = par.adapt.wanted();
+        par.adapt.want(Change::Nothing);
+        match change {
+            Change::Nothing => {}
             Change::ToChecks => self.go_over_to_checks(th, par),
             Change::ToTrial => Self::go_on_with_one(th, par, Stage::Trial),
             Change::ToOne => Self::go_on_with_one(th, par, Stage::One),
             Change::ToMany => Self::go_on_with_all(th, par),
         }
-        par.adapt.want(Change::Nothing);
     }
 
     /// Goes over from keys to checks.
     fn go_over_to_checks(&mut self, th: &mut Thread, par: &'static Par) {
+        if !par.has_keys() {
+            return;
+        }
         par.stop_world(th);
         // Behind all that was done with keys, and in front of everything else.
         th.log_place(par);
@@ -670,6 +695,8 @@ impl Runtime {
         th.log_place(par);
         par.drop_rights();
         par.run_at_once(1);
+        // The next trial is not before some time has passed, whatever led to this.
+        par.adapt.open.store(false, Ordering::Relaxed);
         par.adapt.free.store(true, Ordering::Release);
         par.adapt.set_stage(stage);
         par.resume_world();
