@@ -12,12 +12,15 @@
 //! first, when the budget is used up: with one vcpu it shows at once whether others wait for it ([`Samples`]). If they do, they
 //! are to run at once, and with checks. If not, it stays so until they do.
 //!
+//! With checks (from the beginning where there are no keys) the one vcpu runs code that does not check, and there is a way
+//! back: to it also when one vcpu is seen to be all that is in use ([`Calm`]), and from it when threads are to run at once.
+//!
 //! What comes after the switch lies behind all that was before it: the thread that does it logs a place in the order of
 //! events with edges to everybody, and all others, as after every stop of the world, a place behind that one. So rights and
 //! edges of pages need not become rights and edges of granules: they are dropped. A replay, which has neither, sees nothing
 //! but these places.
 
-use super::Par;
+use super::{Par, Slot};
 use crate::diag::Level;
 use crate::runtime::Runtime;
 use crate::start::Mode;
@@ -503,8 +506,8 @@ impl Par {
     /// Makes threads leave the vcpus that are not used any more.
     fn send_off(&self) {
         let others = self.slots.iter().skip(1);
-        let in_use = |s: &&super::Slot| s.owner.load(Ordering::Relaxed) != 0;
-        others.filter(in_use).for_each(super::Slot::preempt);
+        let in_use = others.filter(|s| s.has_thread());
+        in_use.for_each(Slot::preempt);
     }
 
     /// For the timer, at intervals; the result is how long the next one is.
@@ -525,12 +528,11 @@ impl Par {
         }
         // Again until somebody has done it: a poke can be lost to the owner's next tick.
         if self.wants_change() {
-            self.slots.iter().for_each(super::Slot::poke);
+            self.slots.iter().for_each(Slot::poke);
         }
-        let has_thread = |s: &super::Slot| s.owner.load(Ordering::Relaxed) != 0;
         match stage {
             Stage::Many if !self.adapt.alternates.load(Ordering::Relaxed) => PERIOD,
-            _ if !self.slots.iter().any(has_thread) && !self.contended() => PERIOD,
+            _ if !self.slots.iter().any(Slot::has_thread) && !self.contended() => PERIOD,
             _ => PERIOD_ALONE,
         }
     }
@@ -550,15 +552,16 @@ impl Par {
             self.crew_lock().renew_budget();
             adapt.open.store(true, Ordering::Relaxed);
         }
-        let has_thread = |s: &&super::Slot| s.owner.load(Ordering::Relaxed) != 0;
-        let calm = watch.calm.add(self.slots.iter().filter(has_thread).count());
+        let busy = self.slots.iter().filter(|s| s.has_thread()).count();
+        let calm = watch.calm.add(busy);
         match calm || adapt.alternates.load(Ordering::Relaxed) {
             true => Change::ToOne,
             false => Change::Nothing,
         }
     }
 
-    fn sample(&self, watch: &mut Watch, stage: Stage, window: u32) -> Stage {
+    /// Looks at the only vcpu in use; the stage that the process is to be at.
+    fn sample(&self, watch: &mut Watch, window: u32) -> Stage {
         let (owner, since) = self.slots.first().map_or((0, 0), |s| {
             (
                 s.owner.load(Ordering::Relaxed),
@@ -568,12 +571,13 @@ impl Par {
         let delayed = self.adapt.delayed.swap(0, Ordering::Relaxed) > 0;
         // However often it changes hands: who has something to do had to wait long.
         let waits = delayed || self.contended() && super::now_ms() > since;
+        let stage = watch.stage;
         watch.samples.add(owner, waits, delayed, stage, window)
     }
 
     /// Without checks, and one vcpu in use.
     fn watch_one(&self, watch: &mut Watch) -> Change {
-        match self.sample(watch, watch.stage, SHORT_WINDOW) {
+        match self.sample(watch, SHORT_WINDOW) {
             Stage::Many => Change::ToMany,
             _ if self.adapt.alternates.load(Ordering::Relaxed) => Change::ToMany,
             next => {
@@ -590,7 +594,7 @@ impl Par {
     /// With keys, and one vcpu in use.
     fn watch_one_with_keys(&self, watch: &mut Watch) -> Duration {
         let stage = watch.stage;
-        let next = self.sample(watch, stage, WINDOW);
+        let next = self.sample(watch, WINDOW);
         if next != Stage::Many {
             // Who got its vcpu just before may not have seen it.
             self.send_off();
@@ -612,7 +616,7 @@ impl Par {
         self.runtime.unlock();
         if next == Stage::Many {
             self.wake_for_vcpus();
-            self.slots.iter().for_each(super::Slot::poke);
+            self.slots.iter().for_each(Slot::poke);
         }
         PERIOD_ALONE
     }
@@ -658,26 +662,33 @@ impl Runtime {
         }
     }
 
+    /// Changes something for all, behind all that was done so far and in front of everything else. Nobody has a right to
+    /// anything afterwards.
+    fn begin_anew(th: &mut Thread, par: &'static Par, change: impl FnOnce()) {
+        par.stop_world(th);
+        th.log_place(par);
+        par.drop_rights();
+        // Nobody else is in translated code, or will be before `resume_world`.
+        change();
+        par.resume_world();
+        // Its own place is logged.
+        th.epoch = par.epoch();
+    }
+
     /// Goes over from keys to checks.
     fn go_over_to_checks(&mut self, th: &mut Thread, par: &'static Par) {
         if !par.has_keys() {
             return;
         }
-        par.stop_world(th);
-        // Behind all that was done with keys, and in front of everything else.
-        th.log_place(par);
-        par.drop_rights();
-        // Nobody else is in translated code, or will be before `resume_world`.
-        if let Err(e) = par.each_cache(crewind_x86::CodeCache::check_all) {
-            crate::report::fail(
-                crate::start::Failure::Unsupported,
-                format_args!("translated code cannot be changed to check accesses: {e}"),
-            );
-        }
-        self.look_out_again();
-        par.resume_world();
-        // Its own place is logged.
-        th.epoch = par.epoch();
+        Self::begin_anew(th, par, || {
+            if let Err(e) = par.each_cache(crewind_x86::CodeCache::check_all) {
+                crate::report::fail(
+                    crate::start::Failure::Unsupported,
+                    format_args!("translated code cannot be changed to check accesses: {e}"),
+                );
+            }
+            self.look_out_again();
+        });
         par.count(Counter::ModeSwitches, 1);
         crate::log!(
             Level::Info,
@@ -690,17 +701,14 @@ impl Runtime {
         if par.is_alone() || par.has_keys() || !par.may_go_without_checks() {
             return;
         }
-        par.stop_world(th);
         // What is done on the one vcpu is in the order in which threads have it.
-        th.log_place(par);
-        par.drop_rights();
-        par.run_at_once(1);
-        // The next trial is not before some time has passed, whatever led to this.
-        par.adapt.open.store(false, Ordering::Relaxed);
-        par.adapt.free.store(true, Ordering::Release);
-        par.adapt.set_stage(stage);
-        par.resume_world();
-        th.epoch = par.epoch();
+        Self::begin_anew(th, par, || {
+            par.run_at_once(1);
+            // The next trial is not before some time has passed, whatever led to this.
+            par.adapt.open.store(false, Ordering::Relaxed);
+            par.adapt.free.store(true, Ordering::Release);
+            par.adapt.set_stage(stage);
+        });
         par.count(Counter::OneVcpu, 1);
         crate::log!(Level::Info, "one vcpu, without checks: {stage:?}");
     }
@@ -710,12 +718,7 @@ impl Runtime {
         if !par.is_free() {
             return;
         }
-        par.stop_world(th);
-        th.log_place(par);
-        par.drop_rights();
-        par.use_all_vcpus();
-        par.resume_world();
-        th.epoch = par.epoch();
+        Self::begin_anew(th, par, || par.use_all_vcpus());
         crate::log!(Level::Info, "all vcpus, with checks");
     }
 }

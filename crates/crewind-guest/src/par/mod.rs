@@ -558,9 +558,7 @@ impl Par {
             false => SLICE_MS,
         };
         for s in &self.slots {
-            if s.owner.load(Ordering::Relaxed) != 0
-                && now.saturating_sub(s.since.load(Ordering::Relaxed)) >= slice
-            {
+            if s.has_thread() && now.saturating_sub(s.since.load(Ordering::Relaxed)) >= slice {
                 s.preempt();
             }
         }
@@ -624,6 +622,11 @@ impl Tally {
 impl Slot {
     fn state(&self) -> State {
         State::from(self.state.load(Ordering::SeqCst))
+    }
+
+    /// Whether it is anybody's, as far as can be told without a lock.
+    fn has_thread(&self) -> bool {
+        self.owner.load(Ordering::Relaxed) != 0
     }
 
     fn cache_in_use(&self, near: bool) -> &UnsafeCell<Box<CodeCache>> {
