@@ -56,21 +56,35 @@ pub struct VcpuArea {
     pub near: u64,
 }
 
-/// Areas of vcpus are of this size; eight of them end below 2 GiB, beside the tables of a serial process, whose
-/// cache is not used any more then.
-const VCPU_AREA: u64 = 0x0600_0000;
+/// A table of rights with its slack, and what keeps the next one apart.
+const RIGHTS_AREA: u64 = 0x0410_0000;
+/// End of the areas of vcpus, beside the tables of a serial process, whose cache is not used any more then.
+const VCPU_END: u64 = TABLE_START;
+/// A look-up table of indirect transfers, 512 KiB.
+const VCPU_TABLE: u64 = 0x8_0000;
+/// More code than any program has been seen to need; what there is beyond that stays unused.
+const CODE_MAX: u64 = 240 << 20;
 
-/// The area of vcpu `n` (0 to 7).
-pub fn vcpu(n: usize) -> VcpuArea {
-    let base = RUNTIME_LOW + (n as u64) * VCPU_AREA;
-    let cache = base + 0x0420_0000;
+/// Table of rights of vcpu `n` (0 to 7), wherever the rest is.
+pub fn rights(n: usize) -> u64 {
+    RUNTIME_LOW + n as u64 * RIGHTS_AREA
+}
+
+/// The area of vcpu `n` of `of` (1 to 8): all tables of rights come first, and what is left is shared out, from 30 MiB for each of
+/// eight to 240 for one or two. A cache that is too small for what a program executes is filled again and again.
+pub fn vcpu(n: usize, of: usize) -> VcpuArea {
+    let start = rights(of);
+    let len = ((VCPU_END - start) / of as u64).min(CODE_MAX) & !0xffff;
+    let base = start + n as u64 * len;
+    let cache = base + 2 * VCPU_TABLE;
+    let cache_len = len - 2 * VCPU_TABLE;
     VcpuArea {
-        rights: base,
-        table: base + 0x0410_0000,
+        rights: rights(n),
+        table: base,
         cache,
-        cache_len: base + VCPU_AREA - cache,
-        near_table: base + 0x0418_0000,
-        near: base + 0x0560_0000,
+        cache_len,
+        near_table: base + VCPU_TABLE,
+        near: cache + page_down(cache_len / 3 * 2),
     }
 }
 
@@ -131,14 +145,19 @@ mod tests {
 
     #[test]
     fn areas_of_vcpus_lie_beside_everything_else() {
-        for n in 0..crate::par::MAX_VCPUS {
-            let a = vcpu(n);
-            assert!(a.rights + (64 << 20) + PAGE <= a.table);
-            assert!(a.table + (512 << 10) <= a.near_table);
-            assert!(a.near_table + (512 << 10) <= a.cache);
-            assert!(a.cache + (16 << 20) <= a.near && a.near + (8 << 20) <= a.cache + a.cache_len);
-            assert!(a.cache + a.cache_len <= TABLE_START);
-            assert!(!is_guest(a.rights, 1) && !is_guest(a.cache + a.cache_len - 1, 1));
+        for of in 1..=crate::par::MAX_VCPUS {
+            let mut last = rights(of);
+            for n in 0..of {
+                let a = vcpu(n, of);
+                assert!(a.rights + (64 << 20) + PAGE <= rights(n + 1));
+                assert!(last <= a.table && a.table + VCPU_TABLE <= a.near_table);
+                assert!(a.near_table + VCPU_TABLE <= a.cache);
+                assert!(a.cache + (18 << 20) <= a.near);
+                last = a.cache + a.cache_len;
+                assert!(a.near + (9 << 20) <= last && last <= TABLE_START);
+                assert!(a.cache & 0xfff == 0 && a.near & 0xfff == 0);
+                assert!(!is_guest(a.rights, 1) && !is_guest(last - 1, 1));
+            }
         }
     }
 

@@ -541,7 +541,24 @@ impl Runtime {
         if signo == libc::SIGSEGV && self.space.grow_down(info.addr()) {
             return Flow::Go;
         }
+        if self.is_over(&info) {
+            return Flow::Go;
+        }
         self.raise(th, info)
+    }
+
+    /// Whether what a thread was refused is allowed by now: since its access another thread has opened the page, because it wrote to
+    /// the code there as well, or mapped it. The access is done again. (With an access that its mapping allows, the kernel
+    /// finds fault only for the sake of protection keys, which is another code.)
+    pub(crate) fn is_over(&self, info: &crate::signal::SigInfo) -> bool {
+        const WRITE: u64 = 2;
+        let access = match info.err & WRITE {
+            0 => crate::mm::Access::Read,
+            _ => crate::mm::Access::Write,
+        };
+        info.signo() as i32 == libc::SIGSEGV
+            && matches!(info.code(), SEGV_MAPERR | SEGV_ACCERR)
+            && self.space.check(info.addr(), 1, access)
     }
 
     /// Delivers a signal that the guest's own instruction raised.
@@ -632,6 +649,11 @@ pub fn start_preempter() {
 
 /// Context of the thread that holds the vcpu, for the preemption timer.
 pub static HOLDER: AtomicPtr<crewind_x86::ctx::Ctx> = AtomicPtr::new(std::ptr::null_mut());
+
+/// `si_code` of SIGSEGV: nothing is mapped there.
+const SEGV_MAPERR: i32 = 1;
+/// The mapping does not allow it.
+const SEGV_ACCERR: i32 = 2;
 
 /// Guest memory for the system call table and emulated instructions.
 pub struct GuestMem;

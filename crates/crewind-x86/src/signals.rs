@@ -7,7 +7,12 @@ use crate::emit::{Cell, RCX, flagless_update_at};
 use crate::insn::decoder_options;
 use crate::liveness;
 use crate::recover;
+use crate::rights::RIGHTS_LEN;
 use crate::translate::MARKS;
+use iced_x86::{Decoder, Mnemonic, OpKind, Register};
+
+/// The zero flag in the flags register.
+const ZF: u64 = 0x40;
 
 impl CodeCache {
     /// Rewrites host registers interrupted in translated code to the guest's, and makes the clock what it is there.
@@ -94,6 +99,58 @@ impl CodeCache {
             return false;
         }
         *rcx &= 0xffff_ffff;
+        true
+    }
+
+    /// Does the look of a check at its table that the processor refused with an alignment fault, which it does while the guest has
+    /// set AC in its flags: `regs` are then those behind the look. False: the access is another one, the guest's.
+    /// Async-signal-safe.
+    pub fn look_unaligned(&self, regs: &mut Recovered) -> bool {
+        let Some(table) = self.cfg.rights.filter(|_| self.contains(regs.rip)) else {
+            return false;
+        };
+        let end = self.cfg.cache_base + self.cfg.cache_size as u64;
+        let room = end.saturating_sub(regs.rip).min(15) as usize;
+        // SAFETY: inside the cache, which is mapped readable.
+        let code = unsafe { std::slice::from_raw_parts(regs.rip as *const u8, room) };
+        let look = Decoder::with_ip(64, code, regs.rip, decoder_options()).decode();
+        let of = |r: Register| match (r.is_gpr(), regs.gpr.get(r.number())) {
+            (true, Some(v)) if r.size() == 8 => *v,
+            (true, Some(v)) => u64::from(*v as u32),
+            _ => 0,
+        };
+        let at = of(look.memory_base()).wrapping_add(look.memory_displacement64());
+        let mut bytes = [0; 8];
+        let Some(seen) = bytes.get_mut(..look.memory_size().size()) else {
+            return false;
+        };
+        let table = table..table + RIGHTS_LEN as u64;
+        if seen.is_empty() || look.memory_index() != Register::None || !table.contains(&at) {
+            return false;
+        }
+        // SAFETY: within the table, or the slack behind it.
+        seen.copy_from_slice(unsafe { std::slice::from_raw_parts(at as *const u8, seen.len()) });
+        let seen = u64::from_le_bytes(bytes);
+        match (look.mnemonic(), look.op1_kind()) {
+            (Mnemonic::Mov | Mnemonic::Movzx, OpKind::Memory) => {
+                if let Some(to) = regs.gpr.get_mut(look.op0_register().number()) {
+                    *to = seen;
+                }
+            }
+            (Mnemonic::Test, kind) => {
+                let with = match kind {
+                    OpKind::Register => of(look.op1_register()),
+                    _ => look.immediate(1),
+                };
+                // (No bits of an immediate beyond the operand are in what was seen.) Only ZF is looked at behind it.
+                regs.rflags &= !liveness::ARITH;
+                if seen & with == 0 {
+                    regs.rflags |= ZF;
+                }
+            }
+            _ => return false,
+        }
+        regs.rip = look.next_ip();
         true
     }
 

@@ -68,7 +68,7 @@ pub(super) fn touched(
 impl Runtime {
     /// Makes the translator look out for exactly these ranges.
     pub(super) fn set_watches(&mut self, d: &mut Debugger, watches: Vec<Watch>) {
-        let base = layout::vcpu(0).rights;
+        let base = layout::rights(0);
         if watches == d.watches {
             return;
         }
@@ -124,7 +124,7 @@ impl Runtime {
         };
         if d.checking {
             // The table is there.
-            if let Err(e) = self.check_rights(Some(layout::vcpu(0).rights)) {
+            if let Err(e) = self.check_rights(Some(layout::rights(0))) {
                 crate::report::fail(
                     Failure::Internal,
                     format_args!("memory cannot be watched: {e}"),

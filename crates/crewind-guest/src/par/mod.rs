@@ -165,7 +165,8 @@ pub struct Par {
     epoch: AtomicU64,
     /// Recording: number of the last event. Replaying: of the last event that is done.
     order: Apart<AtomicU64>,
-    order_word: AtomicU32,
+    /// Replaying: where threads wait for their turn in the order.
+    turns: replay::Turns,
     /// Threads that wait for a vcpu.
     waiting: AtomicU32,
     free_word: Apart<AtomicU32>,
@@ -224,7 +225,7 @@ impl Par {
         let may_be_free = caches == Caches::Checked && n > 1 && sharing != Sharing::Pkeys;
         let mut slots = Vec::with_capacity(n);
         for v in 0..n {
-            let at = crate::layout::vcpu(v);
+            let at = crate::layout::vcpu(v, n);
             let rights = (caches == Caches::Checked).then_some(at.rights);
             let table = rights::Table::map(rights)?;
             let another = two_caches || may_be_free && v == 0;
@@ -284,7 +285,7 @@ impl Par {
             stop: AtomicU32::new(0),
             epoch: AtomicU64::new(0),
             order: Apart::default(),
-            order_word: AtomicU32::new(0),
+            turns: replay::Turns::default(),
             waiting: AtomicU32::new(0),
             free_word: Apart::default(),
             most: AtomicUsize::new(n),

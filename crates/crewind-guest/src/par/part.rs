@@ -21,7 +21,7 @@ impl Par {
         // One thread at a time needs no rights.
         if vcpus > 1 {
             for (v, slot) in self.slots.iter().enumerate().take(vcpus) {
-                let at = crate::layout::vcpu(v).rights;
+                let at = crate::layout::rights(v);
                 slot.rights.map_at(at)?;
                 // SAFETY: nobody is in translated code or will be before the world goes on, and no other reference to
                 // the cache is used.

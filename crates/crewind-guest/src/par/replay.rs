@@ -103,6 +103,59 @@ impl Published {
     }
 }
 
+/// Where threads wait for their turn in the order of events: who has done an event wakes nobody but whose turn comes next. (With
+/// one word for all, each of twenty threads that wait would look each time.)
+pub(super) struct Turns([Turn; TURNS]);
+
+/// More than threads that usually wait at once.
+const TURNS: usize = 64;
+
+/// Where the threads wait whose events have numbers that are the same modulo `TURNS`. In a cache line of its own.
+#[derive(Default)]
+#[repr(align(64))]
+struct Turn {
+    /// Changes when it is the turn of one of them. A futex.
+    word: AtomicU32,
+    /// Threads that sleep, or are about to.
+    sleepers: AtomicU32,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Turns(std::array::from_fn(|_| Turn::default()))
+    }
+}
+
+impl Turns {
+    fn of(&self, order: u64) -> &Turn {
+        &self.0[order as usize % TURNS]
+    }
+}
+
+impl Turn {
+    /// The number of events done has changed so that it is the turn of a thread here.
+    fn has_come(&self) {
+        self.word.fetch_add(1, Ordering::SeqCst);
+        if self.sleepers.load(Ordering::SeqCst) != 0 {
+            super::lock::futex_wake(&self.word, u32::MAX >> 1);
+        }
+    }
+
+    /// To be had by who looks at `word` and then, before going to sleep on it, at the number of events done.
+    fn sleeper(&self) -> Sleeper<'_> {
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        Sleeper(self)
+    }
+}
+
+struct Sleeper<'a>(&'a Turn);
+
+impl Drop for Sleeper<'_> {
+    fn drop(&mut self) {
+        self.0.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// What has been reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Here {
@@ -224,10 +277,9 @@ impl Par {
     /// Lets the next event of the process go, when the thread is done with one.
     pub(crate) fn finish_order(&self, th: &mut Thread) {
         if let Some(k) = th.order.take() {
-            self.order.store(k, Ordering::Release);
+            self.order.store(k, Ordering::SeqCst);
             self.published.progress.fetch_add(1, Ordering::SeqCst);
-            self.order_word.fetch_add(1, Ordering::AcqRel);
-            super::lock::futex_wake(&self.order_word, u32::MAX >> 1);
+            self.turns.of(k + 1).has_come();
         }
     }
 
@@ -401,10 +453,12 @@ impl Par {
                 &format!("event number {k} of the process, {done} are done"),
             );
         }
+        let turn = self.turns.of(k);
         let mut wait = Patience::new(self, th);
         loop {
-            let word = self.order_word.load(Ordering::Acquire);
-            let done = self.order.load(Ordering::Acquire);
+            let asleep = wait.naps().then(|| turn.sleeper());
+            let word = turn.word.load(Ordering::SeqCst);
+            let done = self.order.load(Ordering::SeqCst);
             if done + 1 == k {
                 break;
             }
@@ -423,7 +477,9 @@ impl Par {
                     th.id.0
                 );
             }
-            if wait.snooze(Some((&self.order_word, word))) {
+            let stuck = wait.snooze(Some((&turn.word, word)));
+            drop(asleep);
+            if stuck {
                 self.stuck(
                     th,
                     &format!("event number {k} of the process, {done} are done"),

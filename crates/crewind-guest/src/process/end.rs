@@ -1,5 +1,6 @@
 //! Ends of threads and processes, and of logs.
 
+use crate::diag::Level;
 use crate::guestmem;
 use crate::hostcall;
 use crate::log::Log;
@@ -134,6 +135,7 @@ impl Runtime {
     pub fn sys_exit_group(&mut self, th: &mut Thread, call: &Call) -> Flow {
         let status = call.int(0) & 0xff;
         self.still(th);
+        self.tell_translations();
         self.last_of_recording();
         let memory = self.checksums().then(|| self.space.checksum());
         match self.mode {
@@ -154,6 +156,29 @@ impl Runtime {
         }
         Self::finish_log(&mut th.log);
         leave(status)
+    }
+
+    /// For the developer: what the process's translations cost. Nobody else is in translated code.
+    fn tell_translations(&self) {
+        let tell = |c: &crewind_x86::CodeCache| {
+            let s = c.stats();
+            crate::log!(
+                Level::Info,
+                "translated {} blocks of {} bytes, thrown away {} and {} times everything; left translated code {} times",
+                s.fragments,
+                s.guest_bytes,
+                s.invalidated,
+                s.flushes,
+                s.entries
+            );
+        };
+        tell(&self.cache);
+        if let Some(par) = self.par {
+            let _ = par.each_cache(|c| {
+                tell(c);
+                Ok(())
+            });
+        }
     }
 
     /// The process is about to end, or to become another: its other threads stop for good.

@@ -276,7 +276,7 @@ impl Runtime {
                 }
             }
             None => {
-                let base = layout::vcpu(0).rights;
+                let base = layout::rights(0);
                 map_rights(base);
                 if let Err(e) = self.cache.set_rights(Some(base)) {
                     cannot(&e);
@@ -297,7 +297,7 @@ impl Runtime {
         // SAFETY: the table, if it is mapped; nothing looks into it any more.
         unsafe {
             libc::munmap(
-                layout::vcpu(0).rights as *mut libc::c_void,
+                layout::rights(0) as *mut libc::c_void,
                 RIGHTS_LEN + RIGHTS_SLACK,
             )
         };
@@ -455,7 +455,7 @@ fn lies_in_memory(fd: i32) -> bool {
 
 /// Sets the entries of the serial process's table for a range.
 fn mark(addr: u64, len: u64, value: u8) {
-    let base = layout::vcpu(0).rights as usize;
+    let base = layout::rights(0) as usize;
     let (first, last) = (addr / GRANULE, (addr + len.max(1) - 1) / GRANULE);
     for g in first..=last.min(first + RIGHTS_LEN as u64 - 1) {
         // SAFETY: the table is mapped, and the runtime's; `index` is less than its length.

@@ -15,6 +15,9 @@ use crewind_x86::{CodeCache, Recovered, RecoveredKind};
 /// Bytes of a host thread's alternate stack: handlers are small, but an AVX-512 frame is 3 KiB.
 const ALT_STACK: usize = 64 << 10;
 
+/// `si_code` of an access that is not aligned, while AC is set in the flags.
+const BUS_ADRALN: i32 = 1;
+
 /// Kernel `struct sigaction` as `rt_sigaction` takes it.
 #[repr(C)]
 struct KernelAction {
@@ -33,11 +36,22 @@ crewind_host_restorer:
     mov eax, 15
     syscall
     ud2
-"#
+
+    // The kernel enters handlers with the flags of what was interrupted, but for DF, TF and RF. With AC set, unaligned
+    // accesses of the handler would be faults.
+    .globl crewind_host_handler
+    .type crewind_host_handler, @function
+crewind_host_handler:
+    push 0x202
+    popfq
+    jmp {on_signal}
+"#,
+    on_signal = sym on_signal,
 );
 
 unsafe extern "C" {
     fn crewind_host_restorer();
+    fn crewind_host_handler();
 }
 
 /// Gives the calling thread an alternate stack for host handlers.
@@ -84,7 +98,7 @@ pub fn set_disposition(signo: u32, host: Host) {
         Host::Default => (0, 0),
         Host::Ignore => (1, 0),
         Host::Catch(extra) => (
-            on_signal as *const () as u64,
+            crewind_host_handler as *const () as u64,
             (libc::SA_SIGINFO | libc::SA_ONSTACK) as u64 | 0x0400_0000 | extra,
         ),
     };
@@ -245,6 +259,10 @@ extern "C" fn on_signal(sig: i32, info: *mut libc::siginfo_t, uc: *mut libc::c_v
             return internal_fault(sig, pc, uc);
         };
         let mut regs = gregs(uc);
+        if sig == libc::SIGBUS && code == BUS_ADRALN && cache.look_unaligned(&mut regs) {
+            set_gregs(uc, &regs);
+            return;
+        }
         if cache.recover(&mut regs) != Some(RecoveredKind::Exact) {
             return internal_fault(sig, pc, uc);
         }

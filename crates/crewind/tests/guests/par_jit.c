@@ -1,5 +1,5 @@
 // Code that one thread writes and others execute: functions published by pointer, constants of running code exchanged in place,
-// and pages that are written, made executable, and written again.
+// and pages that are written, made executable, and written again. All threads count in a word beside code, as compilers at run time do.
 // varies
 #include "par.h"
 typedef int (*function)(void);
@@ -7,6 +7,7 @@ enum { SLOTS = 16, SLOT = 64 };
 static unsigned char *code, *protected_code;
 static _Atomic(function) published;
 static _Atomic int done, version;
+static _Atomic long calls;
 static pthread_rwlock_t rw = PTHREAD_RWLOCK_INITIALIZER;
 static void emit(unsigned char *at, int value) {
     // mov $value, %eax with the constant aligned, so that it can be exchanged in one store.
@@ -40,6 +41,8 @@ static uint64_t body(int me) {
         return seen;
     }
     do {
+        __atomic_fetch_add((long *)(void *)(code + 2048), 1, __ATOMIC_RELAXED);
+        calls++;
         int least = version;
         int value = published();
         CHECK(value >= least);
@@ -67,6 +70,7 @@ int main(int argc, char **argv) {
     SYS(mprotect(protected_code, PAGE, PROT_READ | PROT_EXEC));
     published = (function)(void *)(code + PAGE);
     par_run("seen", body);
+    CHECK(*(long *)(void *)(code + 2048) == calls);
     printf("last %d\n", ((function)(void *)code)());
     return 0;
 }
