@@ -245,7 +245,7 @@ impl<H: Host> Space<H> {
         Ok(start..start.checked_add(inner).ok_or(Errno(libc::EINVAL))?)
     }
 
-    /// `mlock` (flags 0) and `mlock2`. The host's answer counts, since it has the limit; in replay, ignore it.
+    /// `mlock` (flags 0) and `mlock2`. The host's answer counts, since it has the limit.
     pub fn mlock(&mut self, addr: u64, len: u64, flags: u32) -> Result<(), Errno> {
         if flags & !libc::MLOCK_ONFAULT != 0 {
             return Err(Errno(libc::EINVAL));
@@ -259,19 +259,65 @@ impl<H: Host> Space<H> {
         if let Some(e @ Errno(libc::EPERM | libc::EAGAIN)) = refused {
             return Err(e);
         }
-        self.vmas.update(range.clone(), |v| v.flags.locked = true);
+        self.mark(range.clone(), true);
         self.covered(range)?;
         refused.map_or(Ok(()), Err)
+    }
+
+    fn mark(&mut self, range: Range<u64>, locked: bool) {
+        self.vmas.update(range, |v| v.flags.locked = locked);
+    }
+
+    /// What a call of the `mlock` kind that gave `result` when it was recorded has changed: which memory counts as locked, which
+    /// `madvise` and `msync` ask. A replay locks nothing.
+    pub fn locked_as_logged(&mut self, nr: i64, addr: u64, len: u64, result: Result<(), Errno>) {
+        let refused = match nr {
+            libc::SYS_mlock | libc::SYS_mlock2 => {
+                matches!(
+                    result,
+                    Err(Errno(libc::EPERM | libc::EAGAIN | libc::EINVAL))
+                )
+            }
+            libc::SYS_munlock => result == Err(Errno(libc::EINVAL)),
+            _ => result.is_err(),
+        };
+        if refused {
+            return;
+        }
+        match nr {
+            libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_munlock => {
+                if let Ok(range) = Self::lock_range(addr, len) {
+                    self.mark(range, nr != libc::SYS_munlock);
+                }
+            }
+            libc::SYS_mlockall => self.mark_all(addr as i32),
+            libc::SYS_munlockall => self.mark_none(),
+            _ => {}
+        }
+    }
+
+    fn mark_all(&mut self, flags: i32) {
+        self.lock_future = flags & libc::MCL_FUTURE != 0;
+        if flags & libc::MCL_CURRENT != 0 {
+            self.mark(0..GUEST_END, true);
+        }
+    }
+
+    pub(super) fn mark_none(&mut self) {
+        self.lock_future = false;
+        self.mark(0..GUEST_END, false);
     }
 
     /// `munlock`
     pub fn munlock(&mut self, addr: u64, len: u64) -> Result<(), Errno> {
         let range = Self::lock_range(addr, len)?;
+        let mut refused = None;
         for run in self.mapped_runs(range.clone()) {
-            self.host.munlock(run.start, run.end - run.start)?;
+            refused = refused.or(self.host.munlock(run.start, run.end - run.start).err());
         }
-        self.vmas.update(range.clone(), |v| v.flags.locked = false);
-        self.covered(range)
+        self.mark(range.clone(), false);
+        self.covered(range)?;
+        refused.map_or(Ok(()), Err)
     }
 
     /// `mlockall`: of the guest's mappings only.
@@ -283,7 +329,6 @@ impl<H: Host> Space<H> {
         {
             return Err(Errno(libc::EINVAL));
         }
-        self.lock_future = flags & libc::MCL_FUTURE != 0;
         if flags & libc::MCL_CURRENT != 0 {
             // The main stack is mapped whole here, but only its used pages are worth locking.
             for run in self.mapped_runs(0..GUEST_END) {
@@ -291,18 +336,17 @@ impl<H: Host> Space<H> {
                     .host
                     .mlock(run.start, run.end - run.start, libc::MLOCK_ONFAULT);
             }
-            self.vmas.update(0..GUEST_END, |v| v.flags.locked = true);
         }
+        self.mark_all(flags);
         Ok(())
     }
 
     /// `munlockall`
     pub fn munlockall(&mut self) -> Result<(), Errno> {
-        self.lock_future = false;
         for run in self.mapped_runs(0..GUEST_END) {
             let _ = self.host.munlock(run.start, run.end - run.start);
         }
-        self.vmas.update(0..GUEST_END, |v| v.flags.locked = false);
+        self.mark_none();
         Ok(())
     }
 

@@ -871,8 +871,7 @@ impl<H: Host> Space<H> {
             }
         }
         // Memory locks are not inherited.
-        self.lock_future = false;
-        self.vmas.update(0..GUEST_END, |v| v.flags.locked = false);
+        self.mark_none();
         effects
     }
 }

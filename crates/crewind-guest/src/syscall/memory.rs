@@ -166,7 +166,7 @@ impl Runtime {
         }
     }
 
-    /// A call that changes nothing the guest computes with: its result is logged, replay skips it.
+    /// A call that changes nothing the guest computes with, but what memory is locked: its result is logged, replay only notes that.
     fn host_only(
         &mut self,
         th: &mut Thread,
@@ -187,6 +187,13 @@ impl Runtime {
             }
             Mode::Replay => {
                 let l = self.logged(th, call);
+                let result = match l.ret {
+                    0.. => Ok(()),
+                    e => Err(Errno(e.unsigned_abs() as i32)),
+                };
+                let [addr, len, ..] = call.args;
+                self.space
+                    .locked_as_logged(i64::from(call.nr), addr, len, result);
                 self.finish(th, call, l.ret);
             }
         }

@@ -50,8 +50,18 @@ int main(void) {
     CHECK(d[0] == 7 && d[page] == 0 && d[2 * page] == 7);
     SYS(madvise(d, 4 * page, MADV_WILLNEED));
     SYS(madvise(d, 4 * page, MADV_HUGEPAGE) == 0 || errno == EINVAL);
+    // Locked memory is not dropped.
     SYS(mlock(d, page));
+    CHECK(madvise(d, page, MADV_DONTNEED) == -1 && errno == EINVAL && d[0] == 7);
+    CHECK(madvise(d, 4 * page, MADV_DONTNEED) == -1 && d[3 * page] == 7);
     SYS(munlock(d, page));
+    SYS(madvise(d, page, MADV_DONTNEED));
+    CHECK(d[0] == 0);
+    SYS(mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT));
+    char *future = SYS(map(0, 1, PROT_READ | PROT_WRITE, 0));
+    CHECK(madvise(d, page, MADV_DONTNEED) == -1 && madvise(future, page, MADV_DONTNEED) == -1);
+    SYS(munlockall());
+    SYS(madvise(future, page, MADV_DONTNEED));
     // Low 2 GiB on request.
     char *low = SYS(map(0, 2, PROT_READ | PROT_WRITE, MAP_32BIT));
     CHECK((uintptr_t)low < 0x80000000);
