@@ -192,6 +192,7 @@ impl Thread {
     fn nothing_logged(&mut self) {
         self.edges.clear();
         self.vcpu_note = None;
+        self.read_shared_code = false;
         self.maps = false;
     }
 

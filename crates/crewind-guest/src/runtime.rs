@@ -199,6 +199,14 @@ impl CodeSource for Code<'_> {
         crate::guestmem::peek_u64(addr)
     }
 
+    /// What others write to memory that they share with the program comes to a replay when the recording looked at it, and code
+    /// when it was translated: until then there are translations of what was there before.
+    fn unsteady(&self, pc: u64) -> bool {
+        // SAFETY: as above.
+        let space = unsafe { &**self.0.get() };
+        space.find(pc).is_some_and(|v| v.flags.shared)
+    }
+
     fn translated(&self, start: u64, end: u64) {
         // SAFETY: as above.
         let space = unsafe { &mut **self.0.get() };
@@ -337,6 +345,10 @@ impl Runtime {
                 let done = th.completed;
                 stepped = self.repeat_shared(th);
                 if stepped.is_none() && th.completed != done {
+                    // The tick that brought the thread here found this event before its own, and does not come again.
+                    if self.par.is_none() && self.tick(th) == Flow::End {
+                        return;
+                    }
                     steady = true;
                     continue;
                 }

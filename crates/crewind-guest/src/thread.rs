@@ -89,6 +89,8 @@ pub struct Thread {
     pub vcpu: u8,
     /// Parallel recording: the vcpu it got, not logged yet.
     pub vcpu_note: Option<u8>,
+    /// Recording in parallel: it has read code in memory that processes share. What another thread has logged of that must come first.
+    pub read_shared_code: bool,
     /// Parallel recording: points of others that its next event comes behind.
     pub edges: Vec<Edge>,
     /// Parallel recording: the newest points of others that it has waited for: clock, event.
@@ -151,6 +153,7 @@ impl Thread {
             near: false,
             vcpu: 0,
             vcpu_note: None,
+            read_shared_code: false,
             edges: Vec::new(),
             known: crewind_crew::Known::default(),
             epoch: 0,

@@ -96,6 +96,12 @@ pub trait CodeSource {
         let _ = (start, end);
         false
     }
+    /// Whether the code at `pc` may be found changed when it is fetched again, without a word before: no flags count as dead there,
+    /// because what overwrites them may be gone. The answer for a page must not change while it has translations.
+    fn unsteady(&self, pc: u64) -> bool {
+        let _ = pc;
+        false
+    }
 }
 
 /// Why `run` returned. The guest's state is in the `Ctx`.

@@ -102,6 +102,8 @@ pub struct CodeCache {
     pub(crate) kept: HashMap<(u64, u8), FragId, BuildHasherDefault<PageHasher>>,
     /// Marked pcs at which there are no loops.
     vain: HashSet<u64, BuildHasherDefault<PageHasher>>,
+    /// Pages with translations whose code is `CodeSource::unsteady`.
+    pub(crate) unsteady: HashSet<u64, BuildHasherDefault<PageHasher>>,
 }
 
 /// Maps `size` bytes at exactly `base`.
@@ -231,6 +233,7 @@ impl CodeCache {
             step_check: None,
             slack_is_set: false,
             kept: HashMap::default(),
+            unsteady: HashSet::default(),
             vain: HashSet::default(),
         };
         cache.tr.guard = guard(&cfg);
@@ -392,6 +395,9 @@ impl CodeCache {
         let purpose = made_for;
         for (start, end) in &self.tr.ranges {
             src.translated(*start, *end);
+            if self.tr.unsteady && src.unsteady(*start) {
+                self.unsteady.extend(*start >> 12..=(*end - 1) >> 12);
+            }
         }
         let id = self.commit(pc, purpose);
         self.depend(id);
@@ -720,6 +726,7 @@ impl CodeCache {
         pages.sort_unstable();
         let mut any = false;
         for page in pages {
+            self.unsteady.remove(&page);
             for id in self.by_page.remove(&page).unwrap_or_default() {
                 any |= self.kill(id);
             }
@@ -761,6 +768,7 @@ impl CodeCache {
         self.by_page.clear();
         self.kept.clear();
         self.vain.clear();
+        self.unsteady.clear();
         self.maps.clear();
         self.links.clear();
         self.sites.clear();

@@ -172,7 +172,7 @@ impl Translator {
         if !self.guarded() {
             return;
         }
-        let dead = self.options.flags_liveness;
+        let dead = self.options.flags_liveness && !self.unsteady;
         let what = match self.guard {
             Some(g) if g.pages => Checked::HalfDone,
             _ => Checked::All,

@@ -70,6 +70,9 @@ impl CodeCache {
             unsafe { ctx::Ctx::pay_back(ctx::ctx(), owed) };
         }
         regs.rip = place.pc;
+        if self.is_unsteady(place.pc) {
+            return Some(RecoveredKind::Exact);
+        }
         let room = 4096 - (place.pc & 4095) as usize;
         // SAFETY: guest code that was translated is readable to the end of its page, and its translation is thrown away
         // before that changes.
@@ -100,6 +103,11 @@ impl CodeCache {
         }
         *rcx &= 0xffff_ffff;
         true
+    }
+
+    /// Whether the code at a pc that has translations is `CodeSource::unsteady`.
+    fn is_unsteady(&self, pc: u64) -> bool {
+        self.unsteady.contains(&(pc >> 12))
     }
 
     /// Does the look of a check at its table that the processor refused with an alignment fault, which it does while the guest has

@@ -60,6 +60,7 @@ impl Translator {
         let start = self.buf.pos();
         let rest = decs.get(n..).unwrap_or(&[]);
         let dead = self.options.flags_liveness
+            && !self.unsteady
             && liveness::dead_in(rest.iter().map(|d| (&d.insn, d.class)), self.faults);
         self.buf.store(c.scratch, RCX);
         let fire = if dead {
@@ -189,6 +190,9 @@ impl CodeCache {
     /// Flags at `pc` that are overwritten before anything can read them: what they are may depend on how code was cut
     /// into translations.
     pub fn dead_flags(&self, pc: u64, src: &dyn CodeSource) -> u64 {
+        if src.unsteady(pc) {
+            return 0;
+        }
         src.fetch(pc).map_or(0, |bytes| {
             liveness::dead_flags(pc, bytes, decoder_options(), self.tr.faults)
         })

@@ -205,6 +205,8 @@ pub(crate) struct Translator {
     pub(crate) via: Option<u64>,
     /// What the clock is ahead by.
     pub(crate) owed: Option<Owed>,
+    /// Some of the code is `CodeSource::unsteady`.
+    pub(crate) unsteady: bool,
 }
 
 /// The link of a tick inside an unrolled loop until it is known.
@@ -259,6 +261,7 @@ impl Translator {
             returns: Vec::new(),
             via: None,
             owed: None,
+            unsteady: false,
             has_rorx: std::arch::is_x86_feature_detected!("bmi2"),
         }
     }
@@ -342,6 +345,7 @@ impl Translator {
         let mut run_start = start;
         let mut copies = 1;
         let mut slice = fetch(src, pc)?;
+        self.unsteady = src.unsteady(pc);
         let mut dec = Decoder::with_ip(64, slice, pc, self.decoder_options);
         self.fallthrough = None;
         loop {
@@ -438,6 +442,7 @@ impl Translator {
             };
             if let Some(to) = to {
                 let Ok(s) = fetch(src, to) else { break };
+                self.unsteady |= src.unsteady(to);
                 self.ranges.push((run_start, next));
                 (slice, pc, origin, run_start) = (s, to, to, to);
                 dec = Decoder::with_ip(64, slice, pc, self.decoder_options);
@@ -842,7 +847,7 @@ impl Translator {
     }
 
     fn flags_dead(&mut self, src: &dyn CodeSource, pc: u64) -> bool {
-        if !self.options.flags_liveness {
+        if !self.options.flags_liveness || src.unsteady(pc) {
             return false;
         }
         let Ok(bytes) = src.fetch(pc) else {

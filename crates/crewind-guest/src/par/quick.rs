@@ -96,8 +96,7 @@ impl Runtime {
     /// Recording: does and logs what the thread left translated code for, if that concerns only itself. The thread is busy
     /// and has no lock. False: nothing was done.
     pub(super) fn quick_event(&mut self, th: &mut Thread, par: &Par, exit: &Exit) -> bool {
-        let nothing_first =
-            th.edges.is_empty() && th.vcpu_note.is_none() && th.epoch == par.epoch();
+        let nothing_first = th.edges.is_empty() && !th.needs_place(par);
         if !par.is_ordered() || !nothing_first || th.unordered || crate::shared::active() {
             return false;
         }

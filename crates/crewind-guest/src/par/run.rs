@@ -734,9 +734,10 @@ impl Thread {
         order
     }
 
-    /// Whether it may only go on behind a place in the order of events: after a stop of the world, and on another vcpu.
-    fn needs_place(&self, par: &Par) -> bool {
-        self.epoch != par.epoch() || self.vcpu_note.is_some()
+    /// Whether it may only go on behind a place in the order of events: after a stop of the world, on another vcpu, and with code
+    /// that others have logged.
+    pub(super) fn needs_place(&self, par: &Par) -> bool {
+        self.epoch != par.epoch() || self.vcpu_note.is_some() || self.read_shared_code
     }
 
     /// Recording: logs a place in the order of events, with what the thread has to wait for. The runtime lock is held.
@@ -745,6 +746,7 @@ impl Thread {
         par.count(Counter::EdgesLogged, edges.len());
         self.epoch = par.epoch();
         let vcpu = self.vcpu_note.take();
+        self.read_shared_code = false;
         let order = Some(self.next_order(par));
         self.append_sync(Event::Sync {
             order,
@@ -762,6 +764,7 @@ impl Thread {
         self.epoch = par.epoch();
         let vcpu = self.vcpu_note.take();
         let order = (!self.unordered).then(|| self.next_order(par));
+        self.read_shared_code &= order.is_none();
         if order.is_none() && edges.is_empty() && vcpu.is_none() {
             return;
         }

@@ -416,6 +416,7 @@ pub(crate) fn fetched(pc: u64, len: u64) {
     let _ = crate::guestmem::copy_of_guest(pc, len as usize);
     // SAFETY: the calling thread's own; what calls this uses no field of it that is used here.
     if let Some(th) = unsafe { th.as_mut() } {
+        th.read_shared_code = crate::par::get().is_some();
         th.log_shared();
     }
 }
