@@ -220,6 +220,9 @@ fn run(start: GuestStart) -> Fallible<()> {
     thread::set_current(p);
     host::install_synchronous();
     if rt.recording() {
+        rt.limits.keep_some_descriptors();
+    }
+    if rt.recording() {
         rt.sync_actions();
     } else {
         // Children of a replay are not waited for by the guest.

@@ -79,6 +79,7 @@ pub struct StreamWriter {
 impl StreamWriter {
     /// Starts the stream of `thread` in the trace directory `dir`.
     pub fn create(dir: &Path, thread: ThreadId) -> Result<Self> {
+        let _lifted = LiftedLimits::new();
         for form in [Form::Raw, Form::Zst] {
             let name = file_name(thread, 0, form);
             if sys::stat_at(&streams_dir(dir)?, &name).is_ok() {

@@ -841,6 +841,13 @@ impl<H: Host> Space<H> {
         self.vmas.iter().map(Vma::len).sum()
     }
 
+    /// Bytes of what the kernel counts as data: private, writable, and no stack.
+    pub fn data_bytes(&self) -> u64 {
+        let is_stack = |v: &Vma| v.flags.growsdown || v.flags.role == Role::Stack;
+        let is_data = |v: &&Vma| v.prot.write && !v.flags.shared && !is_stack(v);
+        self.vmas.iter().filter(is_data).map(Vma::len).sum()
+    }
+
     /// Whether there is memory that other processes may write to as well.
     pub fn has_shared_writable(&self) -> bool {
         let may_write = |v: &Vma| match &v.object {

@@ -555,6 +555,8 @@ impl Runtime {
             };
             (vcpus as usize, caches)
         };
+        // Tables are mappings of files in memory.
+        let _lifted = crewind_trace::LiftedLimits::new();
         let par = Par::start(
             self.mode,
             self.options.sharing,

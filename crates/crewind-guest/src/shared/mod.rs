@@ -211,6 +211,7 @@ impl Runtime {
     fn share_with_content(&mut self, v: &Vma) {
         self.share(v.start, v.end, u64::MAX);
         let touched = touched_pages(v.start, v.end);
+        let _lifted = crewind_trace::LiftedLimits::new();
         let memory = match File::open("/proc/self/mem") {
             Ok(f) => f,
             Err(e) => cannot(&e),

@@ -17,7 +17,7 @@ use crewind_trace::event::{Event, FileRef};
 impl Runtime {
     /// Handles a call of this family; `None` when it is of another.
     pub fn memory_call(&mut self, th: &mut Thread, row: &'static Row, call: &Call) -> Option<Flow> {
-        if let Some(flow) = self.over_address_space(th, call) {
+        if let Some(flow) = self.over_limit(th, call) {
             return Some(flow);
         }
         let [a, b, c, d, e, _] = call.args;

@@ -448,8 +448,11 @@ impl Runtime {
                 let effects = self.space.set_stack_limit(soft, sp);
                 self.apply(effects);
             }
-            libc::RLIMIT_DATA => self.space.set_data_limit(soft),
-            libc::RLIMIT_AS => self.limits.set_space(soft),
+            libc::RLIMIT_DATA => {
+                self.space.set_data_limit(soft);
+                self.limits.note_soft(resource, soft);
+            }
+            libc::RLIMIT_AS | libc::RLIMIT_NOFILE => self.limits.note_soft(resource, soft),
             _ => {}
         }
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::harness::{CREWIND, Output, Place, run, show, skip};
+use crate::harness::{CREWIND, Output, Place, guest, run, show, skip};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -782,6 +782,17 @@ fn odd_limits_and_environments() {
         }
         let _ = std::fs::remove_dir_all(place.work.join("t"));
     }
+    // All descriptors used up that there can be.
+    let program = guest("limits_descriptors").program().to_owned();
+    let script = format!("ulimit -n 300; {CREWIND} record -o t4 {program} && {CREWIND} replay t4");
+    let output = run(
+        place.command(&["/bin/bash", "-c", &script], &place.work, &[]),
+        b"",
+        LIMIT,
+    );
+    let output = output.unwrap_or_else(|e| panic!("{e}"));
+    let out = text(&output.stdout);
+    assert_eq!(out.matches("enough").count(), 2, "{}", show(&output));
     // Ignored signals are the recording's, not the replaying shell's.
     let python = "import signal; print(signal.getsignal(signal.SIGINT))";
     let script = format!(

@@ -106,6 +106,11 @@ impl Case {
         Case::new(name, &["bash", "-c", script])
     }
 
+    /// Path of the program.
+    pub fn program(&self) -> &str {
+        self.command.first().expect("a command has a program")
+    }
+
     /// Another name, for a case that differs from one of the same program.
     pub fn named(mut self, name: &str) -> Case {
         self.name = name.to_owned();

@@ -17,7 +17,7 @@ macro_rules! sharing {
 
 sharing! {
     shared_memory share_counters share_sync share_seqlock share_exec share_files share_insns share_threads
-    share_robust
+    share_robust share_code
 }
 
 #[test]

@@ -23,6 +23,14 @@ int main(int argc, char **argv) {
         limit(RLIMIT_FSIZE, 1000, 2000);
         limit(RLIMIT_NOFILE, 20, 30);
         limit(RLIMIT_AS, 600 << 20, 700 << 20);
+        limit(RLIMIT_DATA, 8 << 20, 9 << 20);
+        log_much();
+        char *data = mmap(NULL, 4 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        CHECK(data != MAP_FAILED);
+        CHECK(mmap(NULL, 6 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED && errno == ENOMEM);
+        CHECK(mremap(data, 4 << 20, 10 << 20, MREMAP_MAYMOVE) == MAP_FAILED && errno == ENOMEM);
+        FAILS((intptr_t)sbrk(16 << 20), ENOMEM);
+        SYS(munmap(data, 4 << 20));
         struct rlimit above = {2500, 2000};
         FAILS(setrlimit(RLIMIT_FSIZE, &above), EINVAL);
     }

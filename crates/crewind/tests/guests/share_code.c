@@ -60,7 +60,7 @@ static uint64_t body(int me) {
     return seen;
 }
 int main(int argc, char **argv) {
-    par_args(argc, argv, 3, 300);
+    par_args(argc, argv, 3, 200);
     int fd = SYS(memfd_create("code", MFD_CLOEXEC));
     SYS(ftruncate(fd, SLOTS * SLOT));
     writable = SYS((unsigned char *)mmap(0, SLOTS * SLOT, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
