@@ -223,6 +223,7 @@ fn run(start: GuestStart) -> Fallible<()> {
         rt.limits.keep_some_descriptors();
     }
     if rt.recording() {
+        let_libc_take_its_signal();
         rt.sync_actions();
     } else {
         // Children of a replay are not waited for by the guest.
@@ -259,6 +260,17 @@ fn run(start: GuestStart) -> Fallible<()> {
         sched::finish();
     }
     Ok(())
+}
+
+/// The runtime's C library handles a signal of its own (33, for `setuid` of all threads), which it installs with the first thread that
+/// it makes. The guest's C library wants the same one for itself, and does that in front of its first thread: so this comes before.
+fn let_libc_take_its_signal() {
+    if let Ok(thread) = std::thread::Builder::new()
+        .stack_size(32 << 10)
+        .spawn(|| ())
+    {
+        let _ = thread.join();
+    }
 }
 
 /// Recording: checks the program, keeps its files, and starts (or goes on with) the stream.
