@@ -164,19 +164,16 @@ pub fn copy_to_guest(addr: u64, src: &[u8]) -> Result<(), Fault> {
 
 /// How many of the `len` bytes at `addr` are before the first address that can not be the guest's.
 fn guest_prefix(addr: u64, len: usize) -> usize {
-    use crate::layout::{GUEST_END, RUNTIME_LOW};
+    use crate::layout::{GUEST_END, GUEST_LAST, RUNTIME_LOW};
     if is_guest(addr, len as u64) {
         return len;
     }
     if !is_guest(addr, 1) {
         return 0;
     }
-    let line = if addr < RUNTIME_LOW {
-        RUNTIME_LOW
-    } else {
-        GUEST_END
-    };
-    (line - addr).min(len as u64) as usize
+    let lines = [RUNTIME_LOW, GUEST_END, GUEST_LAST];
+    let line = lines.into_iter().find(|line| addr < *line);
+    (line.unwrap_or(addr) - addr).min(len as u64) as usize
 }
 
 /// Types for which every bit pattern is a value and which have no padding that matters.

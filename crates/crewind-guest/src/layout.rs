@@ -1,7 +1,7 @@
 //! Where things are in the address space of a recorded process.
 //!
-//! The guest has everything below [`GUEST_END`] except the window [`RUNTIME_LOW`]`..`[`RUNTIME_LOW_END`]; the
-//! runtime has that window and everything above. The same addresses are used in every recording and replay.
+//! The guest has everything below [`GUEST_END`] except the window [`RUNTIME_LOW`]`..`[`RUNTIME_LOW_END`], and [`SANITIZERS`]; the
+//! runtime has that window and everything else. The same addresses are used in every recording and replay.
 
 use std::ops::Range;
 
@@ -13,8 +13,14 @@ pub const PAGE: u64 = 4096;
 
 /// Lowest address the guest may map (the usual `vm.mmap_min_addr`).
 pub const GUEST_START: u64 = 0x1_0000;
-/// Every guest address is below this line; the kernel places the runtime above it.
-pub const GUEST_END: u64 = 0x5000_0000_0000;
+/// Every guest address but those of [`SANITIZERS`] is below this line; the kernel places the runtime above it (position-independent
+/// programs from 0x5555_5555_4000 on, mappings downwards from the stack).
+pub const GUEST_END: u64 = 0x5500_0000_0000;
+/// Where AddressSanitizer and LeakSanitizer have their heaps (`kAllocatorSpace` in compiler-rt's `asan_allocator.h`, 4 TiB and some pages); newer
+/// ones have them from 0x5000_0000_0000 on. Nothing else is placed there.
+pub const SANITIZERS: Range<u64> = 0x6000_0000_0000..0x6500_0000_0000;
+/// Behind the last address that the guest may have.
+pub const GUEST_LAST: u64 = SANITIZERS.end;
 /// End of the user address space as the kernel sees it; used for error numbers only.
 pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 
@@ -116,7 +122,8 @@ pub fn is_guest(addr: u64, len: u64) -> bool {
     let Some(end) = addr.checked_add(len.max(1)) else {
         return false;
     };
-    addr >= GUEST_START && end <= GUEST_END && (end <= RUNTIME_LOW || addr >= RUNTIME_LOW_END)
+    let is_usual = end <= GUEST_END && (end <= RUNTIME_LOW || addr >= RUNTIME_LOW_END);
+    addr >= GUEST_START && (is_usual || addr >= SANITIZERS.start && end <= SANITIZERS.end)
 }
 
 /// `addr` rounded down to a page boundary.
@@ -171,6 +178,8 @@ mod tests {
         assert!(!is_guest(0x6000_0000, 0x4000_0000));
         assert!(is_guest(GUEST_END - 1, 1));
         assert!(!is_guest(GUEST_END - 1, 2));
+        assert!(is_guest(0x6000_0000_0000, 5 << 40) && !is_guest(0x6000_0000_0000, (5 << 40) + 1));
+        assert!(!is_guest(0x5555_5555_4000, 1) && !is_guest(0x5fff_ffff_f000, 0x2000));
         assert!(!is_guest(u64::MAX, 2));
         assert!(!is_guest(0, 8));
     }

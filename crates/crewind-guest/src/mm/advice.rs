@@ -299,13 +299,13 @@ impl<H: Host> Space<H> {
     fn mark_all(&mut self, flags: i32) {
         self.lock_future = flags & libc::MCL_FUTURE != 0;
         if flags & libc::MCL_CURRENT != 0 {
-            self.mark(0..GUEST_END, true);
+            self.mark(0..GUEST_LAST, true);
         }
     }
 
     pub(super) fn mark_none(&mut self) {
         self.lock_future = false;
-        self.mark(0..GUEST_END, false);
+        self.mark(0..GUEST_LAST, false);
     }
 
     /// `munlock`
@@ -331,7 +331,7 @@ impl<H: Host> Space<H> {
         }
         if flags & libc::MCL_CURRENT != 0 {
             // The main stack is mapped whole here, but only its used pages are worth locking.
-            for run in self.mapped_runs(0..GUEST_END) {
+            for run in self.mapped_runs(0..GUEST_LAST) {
                 let _ = self
                     .host
                     .mlock(run.start, run.end - run.start, libc::MLOCK_ONFAULT);
@@ -343,7 +343,7 @@ impl<H: Host> Space<H> {
 
     /// `munlockall`
     pub fn munlockall(&mut self) -> Result<(), Errno> {
-        for run in self.mapped_runs(0..GUEST_END) {
+        for run in self.mapped_runs(0..GUEST_LAST) {
             let _ = self.host.munlock(run.start, run.end - run.start);
         }
         self.mark_none();

@@ -77,7 +77,8 @@ pub fn check_guest_range_is_free() -> Result<(), String> {
             .split('-')
             .next()
             .and_then(|s| u64::from_str_radix(s, 16).ok());
-        if start.is_some_and(|start| start < crate::layout::GUEST_END) {
+        use crate::layout::{GUEST_END, SANITIZERS};
+        if start.is_some_and(|start| start < GUEST_END || SANITIZERS.contains(&start)) {
             return Err(format!(
                 "the recorder's own memory is where the recorded program's has to be ({line}): the kernel uses \
                  its legacy memory layout, because the stack size is unlimited (`ulimit -s 8192` changes that), \

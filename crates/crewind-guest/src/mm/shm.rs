@@ -117,7 +117,7 @@ impl<H: Host> Space<H> {
         };
         let Some(first) = self
             .vmas
-            .overlapping(addr..GUEST_END)
+            .overlapping(addr..GUEST_LAST)
             .find(attached)
             .and_then(id)
         else {
@@ -125,7 +125,7 @@ impl<H: Host> Space<H> {
         };
         let parts: Vec<_> = self
             .vmas
-            .overlapping(addr..GUEST_END)
+            .overlapping(addr..GUEST_LAST)
             .filter(|v| attached(v) && id(v) == Some(first))
             .map(|v| v.start..v.end)
             .collect();

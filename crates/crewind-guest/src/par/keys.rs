@@ -29,7 +29,7 @@ use super::rights::{CHUNK, Held, entry};
 use super::{MAX_VCPUS, Par};
 use crate::errno::Errno;
 use crate::hostcall;
-use crate::layout::{GUEST_END, PAGE};
+use crate::layout::{GUEST_LAST, PAGE};
 use crate::thread::Thread;
 use crewind_crew::Class;
 use crewind_x86::rights::{NO_READ, NO_WRITE, PAGE_SHIFT, RIGHTS_LEN, page_index};
@@ -269,7 +269,7 @@ pub(super) struct Mapped {
 impl Mapped {
     /// The pieces of an address range in the tables: alias, first entry, entry behind the last.
     fn split(addr: u64, len: u64) -> impl Iterator<Item = (u64, u32, u32)> {
-        let end = addr.saturating_add(len).min(GUEST_END);
+        let end = addr.saturating_add(len).min(GUEST_LAST);
         let mut at = addr;
         std::iter::from_fn(move || {
             if at >= end {

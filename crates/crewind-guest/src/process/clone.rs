@@ -136,7 +136,7 @@ impl Runtime {
             return self.new_thread(th, call, &ask);
         }
         if ask.flags & VM != 0 && ask.flags & VFORK == 0 {
-            self.warn_once(call.nr, format_args!("clone(CLONE_VM) of a process that runs beside its parent is not supported; the program got EINVAL"));
+            self.warn_once(call.nr, format_args!("clone(CLONE_VM) of a process that runs beside its parent is not supported; the program got EINVAL (if it is LeakSanitizer: set ASAN_OPTIONS=detect_leaks=0)"));
             return self.emulated(th, call, -i64::from(libc::EINVAL));
         }
         match self.mode {

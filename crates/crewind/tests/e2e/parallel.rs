@@ -45,7 +45,7 @@ parallel! {
     par_counter par_store_buffer par_message_passing par_iriw par_dekker par_seqlock
     par_spin_lock par_ticket_lock par_lock_free par_read_mostly par_false_sharing par_unaligned par_atomics par_rep
     par_pipes par_condvar par_barrier par_futex par_fork par_spawn par_map par_time par_signals par_cancel par_short_threads
-    par_tls par_syscalls par_ends par_jit par_exceptions par_malloc par_output par_openmp par_private par_alignment;
+    par_tls par_syscalls par_ends par_jit par_exceptions par_malloc par_output par_openmp par_private par_alignment par_asan;
     fixed:
     thread_basic thread_sync thread_races thread_cancel thread_processes thread_many thread_memory thread_cxx thread_setxid
 }
