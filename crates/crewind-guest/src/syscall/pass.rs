@@ -35,7 +35,45 @@ struct Bounce {
 
 struct Part {
     addr: u64,
-    bytes: Vec<u8>,
+    bytes: Placed,
+}
+
+/// Bytes that lie as the guest's do within a page: files that are opened with `O_DIRECT` take only buffers that are aligned.
+struct Placed {
+    all: Vec<u8>,
+    start: usize,
+}
+
+/// Smallest transfer of `O_DIRECT` (a block of a device).
+const LEAST_DIRECT: u64 = 512;
+
+impl Placed {
+    /// Zeros for what the guest has at `addr`.
+    fn new(addr: u64, len: u64) -> Placed {
+        let page = crate::layout::PAGE as usize;
+        // Zeroed memory of this size costs nothing until it is touched.
+        if len < LEAST_DIRECT {
+            let all = vec![0u8; len as usize];
+            return Placed { all, start: 0 };
+        }
+        let mut all = vec![0u8; len as usize + page - 1];
+        let start = (addr as usize).wrapping_sub(all.as_ptr() as usize) % page;
+        all.truncate(start + len as usize);
+        Placed { all, start }
+    }
+}
+
+impl std::ops::Deref for Placed {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.all.get(self.start..).unwrap_or(&[])
+    }
+}
+
+impl std::ops::DerefMut for Placed {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.all.get_mut(self.start..).unwrap_or(&mut [])
+    }
 }
 
 impl Bounce {
@@ -55,8 +93,7 @@ impl Bounce {
             if op.role == Role::FutexWord {
                 continue;
             }
-            // Zeroed memory of this size costs nothing until it is touched.
-            let mut bytes = vec![0u8; op.cap as usize];
+            let mut bytes = Placed::new(op.addr, op.cap);
             let readable = if op.dir.reads() || op.role == Role::Struct {
                 crate::guestmem::copy_from_guest(&mut bytes, op.addr).is_ok()
             } else {

@@ -26,7 +26,7 @@ guests! {
     mmap_basic mmap_file mmap_written heap_brk
     code_selfmodify code_jit_wx code_dlopen insn_nondet fpu_x87 fpu_vector
     insn_integer control_flow proc_self fd_limits stack_deep limits_ids limits_own limits_descriptors user_changed root_changed files file_again io_large stdin_lines sysv_ipc clocks
-    thread_basic thread_sync thread_races thread_cancel thread_processes thread_many thread_memory thread_cxx thread_setxid
+    thread_basic thread_sync thread_races thread_cancel thread_processes thread_many thread_memory thread_cxx thread_setxid thread_direct_io
 }
 
 #[test]

@@ -47,7 +47,7 @@ parallel! {
     par_pipes par_condvar par_barrier par_futex par_fork par_spawn par_map par_time par_signals par_cancel par_short_threads
     par_tls par_syscalls par_ends par_jit par_exceptions par_malloc par_output par_openmp par_private par_alignment par_asan;
     fixed:
-    thread_basic thread_sync thread_races thread_cancel thread_processes thread_many thread_memory thread_cxx thread_setxid
+    thread_basic thread_sync thread_races thread_cancel thread_processes thread_many thread_memory thread_cxx thread_setxid thread_direct_io
 }
 
 /// Processes that are killed while their threads share memory replay to where they were killed.
